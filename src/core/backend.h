@@ -1,0 +1,215 @@
+/* The ops table: all that a device must do. The model (forward, backward), the optimizer and their order are written once, over this
+ * table; kernels/ holds the implementations. tests/reference.{c,h} defines every op by naive loops.
+ *
+ * Conventions. Matrices are row-major. N = tokens = sequences·seq_len; rows of one sequence are adjacent. "act" is the backend's
+ * activation type (spt_backend.act): bf16 or fp32; products accumulate in fp32. The residual stream, gains, statistics, masters and gradients of
+ * parameters are fp32. Gradients of parameters are ADDED to what is there; other outputs are overwritten unless said otherwise.
+ * All pointers are the backend's memory (`alloc`). Ops are Local, may run asynchronously in issue order, and fail only with SPT_ERR_RESOURCE.
+ * The result of an op does not depend on the number of threads. Nothing is allocated after the first step. */
+#ifndef SPT_BACKEND_H
+#define SPT_BACKEND_H
+
+#include "config.h"
+
+typedef enum { SPT_F32, SPT_BF16 } spt_dtype;
+static inline size_t spt_dtype_size(spt_dtype dtype) { return dtype == SPT_BF16 ? 2 : 4; }
+
+#define SPT_GROUP_MAX 3
+
+typedef enum { SPT_PROLOGUE_NONE, SPT_PROLOGUE_RMSNORM, SPT_PROLOGUE_SWIGLU } spt_prologue;
+typedef enum { SPT_EPILOGUE_NONE, SPT_EPILOGUE_ROPE, SPT_EPILOGUE_RESIDUAL } spt_epilogue;
+
+/* A pair group: 1–3 matrices that share one input. With h = prologue(x) (N, n):
+ *     t_j = h·B_j (N, r_j),  z_j = t_j·A_jᵀ (N, m_j)      or, dense (r_j = 0),  z_j = h·W_jᵀ, W_j (m_j, n)
+ *     y = epilogue(z_0 | z_1 | z_2)                        (N, M), M = Σ m_j
+ * Either all of a group's members are dense or none. Prologues: NONE: h = x, x act (N, n). RMSNORM: x fp32 (N, n),
+ * h = x·rstd·gain, rstd = 1/√(mean(x²) + norm_eps). SWIGLU: x = gate|up act (N, 2n), h = silu(gate)·up.
+ * Epilogues: NONE: y act. ROPE: y act, members 0 and 1 (q, k) are rotated, half-split as in Hugging Face LLaMA: for head position
+ * i < head_dim/2, angle = pos·theta^(−2i/head_dim), (a, b) = (z[i], z[i + head_dim/2]) → (a·cos − b·sin, b·cos + a·sin), pos the
+ * index in the sequence. RESIDUAL: y fp32 = residual + z (single member). */
+typedef struct spt_group_desc {
+  int count;
+  int64_t in_dim;                      /* n */
+  int64_t out_dim[SPT_GROUP_MAX];      /* m_j */
+  int64_t factor_rank[SPT_GROUP_MAX];  /* r_j; 0 = dense */
+  spt_prologue prologue;
+  spt_epilogue epilogue;
+  int64_t head_dim;  /* ROPE */
+  double rope_theta; /* ROPE */
+  double norm_eps;   /* RMSNORM */
+} spt_group_desc;
+
+static inline int64_t spt_group_out(const spt_group_desc *desc) {
+  int64_t sum = 0;
+  for (int j = 0; j < desc->count; j++) sum += desc->out_dim[j];
+  return sum;
+}
+static inline int64_t spt_group_rank(const spt_group_desc *desc) {
+  int64_t sum = 0;
+  for (int j = 0; j < desc->count; j++) sum += desc->factor_rank[j];
+  return sum;
+}
+
+/* fp32 masters (or their gradients) of a group: a[j] is A_j (m_j, r_j), or the dense W_j (m_j, n); b[j] is B_j (n, r_j) or NULL. */
+typedef struct spt_group_tensors {
+  float *a[SPT_GROUP_MAX], *b[SPT_GROUP_MAX];
+} spt_group_tensors;
+
+typedef struct spt_group_forward_args {
+  const spt_group_desc *desc;
+  int64_t tokens, seq_len;
+  const void *weights;   /* compute copy made by group_pack */
+  const float *gain;     /* (n), RMSNORM */
+  const void *x;         /* see prologue */
+  const float *residual; /* (N, m), RESIDUAL; may be y itself */
+  float *rstd;           /* (N) out, RMSNORM: kept for backward */
+  void *t;               /* act (N, Σr) out, t_0|t_1|t_2 by row: kept for backward; NULL when dense */
+  void *y;               /* out (N, M) */
+  void *workspace;       /* workspace_bytes */
+} spt_group_forward_args;
+
+typedef struct spt_group_backward_args {
+  const spt_group_desc *desc;
+  int64_t tokens, seq_len;
+  const void *weights;
+  const float *gain;
+  const void *x;      /* as in forward */
+  const float *rstd;  /* as written by forward */
+  const void *t;      /* as written by forward */
+  void *dy;           /* act (N, M), may be overwritten; RESIDUAL: fp32 (N, m), left unchanged (the residual passes through) */
+  float *dx_residual; /* RMSNORM: fp32 (N, n), ADDED to */
+  void *dx;           /* NONE: act (N, n); SWIGLU: act (N, 2n) d(gate|up); may be x itself */
+  float *dgain;       /* (n), added to, RMSNORM */
+  spt_group_tensors gradients; /* added to */
+  void *workspace;
+} spt_group_backward_args;
+
+/* Causal attention, o_i = Σ_{j≤i} softmax_j(q_i·k_j/√head_dim)·v_j, by sequence and head; kv head = head·kv_heads/heads (grouped-query).
+ * q|k|v are one act matrix (N, (heads + 2·kv_heads)·head_dim). Never stores a T×T matrix per head. */
+typedef struct spt_attention_args {
+  int64_t sequences, seq_len, heads, kv_heads, head_dim;
+  const void *qkv;
+  void *o;     /* act (N, heads·head_dim): out in forward, in in backward */
+  float *lse;  /* (sequences·heads, seq_len) log-sum-exp of the scaled scores: out in forward, in in backward */
+  const void *d_o;   /* backward: act (N, heads·head_dim) */
+  void *dqkv;        /* backward: act, like qkv; must not be qkv */
+  void *workspace;
+} spt_attention_args;
+
+/* Final RMSNorm, head and cross-entropy: h = rmsnorm(x)·gain, logits = h·Wᵀ, W (vocab, hidden), loss_i = lse_i − logits[i, target_i].
+ * Stores a bounded block of logits only. With train, gradients of Σ_i loss_scale·loss_i: dx is overwritten, dgain and dw added to. */
+typedef struct spt_head_loss_args {
+  int64_t tokens, hidden, vocab;
+  double norm_eps;
+  const float *x;         /* (N, hidden) */
+  const float *gain;      /* (hidden) */
+  const void *weights;    /* compute copy made by head_pack */
+  const int32_t *targets; /* (N), in [0, vocab) */
+  float *losses;          /* (N) out, unscaled */
+  bool train;
+  float loss_scale;
+  float *dx;    /* (N, hidden) */
+  float *dgain; /* (hidden) */
+  float *dw;    /* (vocab, hidden) */
+  void *workspace;
+} spt_head_loss_args;
+
+/* One entry of a batch: C (m, n) = alpha·op(A)·op(B) + beta·C, all of one dtype, contiguous rows (leading dimension = columns).
+ * op(A) is (m, k), op(B) is (k, n). Each entry's arithmetic is independent of the batch it is in. */
+typedef struct spt_gemm_batch {
+  int64_t batch, m, n, k;
+  bool transpose_a, transpose_b;
+  float alpha, beta;
+  spt_dtype dtype;         /* of A, B, C; accumulation in fp32 */
+  const void *const *a, *const *b; /* [batch]; host arrays of device pointers */
+  void *const *c;                  /* [batch]; must not overlap a or b unless beta·C only */
+} spt_gemm_batch;
+
+/* Device-resident decisions of a step; host-readable on the CPU. */
+typedef struct spt_control {
+  double sum_squares; /* of the (owned) gradients */
+  double non_finite;  /* number of non-finite gradient elements */
+  float clip;         /* factor on the gradients, 1 = none */
+  float apply;        /* 0: skip the update, 1: apply */
+} spt_control;
+
+/* One factor in the optimizer's batch (rows ≥ 1, cols ≥ 1). */
+typedef struct spt_factor_entry {
+  int64_t rows, cols;
+  float *w;              /* master */
+  const float *gradient; /* (rows, cols) */
+  float *momentum;       /* (rows, cols) */
+  float *u;              /* (rows), left singular vector, kept normalised */
+  float *sigma;          /* out of power_iteration */
+  void *x;               /* (rows, cols) of momentum's `dtype`: normalised momentum out, and the orthogonalised update in */
+} spt_factor_entry;
+
+typedef struct spt_backend spt_backend;
+
+/* Share of time by kind, when profiling is on (seconds of wall time, per-thread time divided by threads). */
+typedef struct spt_backend_profile {
+  double gemm, attention, pointwise, optimizer;
+} spt_backend_profile;
+
+typedef struct spt_ops {
+  const char *name;
+  void (*close)(spt_backend **backend);
+  /* memory */
+  spt_status (*alloc)(spt_backend *backend, size_t bytes, void **pointer_p); /* zeroed, 64-byte aligned at least */
+  void (*free)(spt_backend *backend, void *pointer, size_t bytes);
+  spt_status (*upload)(spt_backend *backend, void *device, const void *host, size_t bytes);
+  spt_status (*download)(spt_backend *backend, void *host, const void *device, size_t bytes); /* waits for issued work */
+  spt_status (*zero)(spt_backend *backend, void *pointer, size_t bytes);
+  spt_status (*synchronize)(spt_backend *backend);
+  /* bytes of `workspace` that cover every model op for this model at `tokens` per pass; train = backward too */
+  size_t (*workspace_bytes)(spt_backend *backend, const spt_model_config *model, int64_t tokens, bool train);
+
+  /* compute copies, made once per optimizer step from the fp32 masters */
+  size_t (*group_packed_bytes)(spt_backend *backend, const spt_group_desc *desc);
+  spt_status (*group_pack)(spt_backend *backend, const spt_group_desc *desc, const spt_group_tensors *masters, void *weights);
+  size_t (*head_packed_bytes)(spt_backend *backend, int64_t vocab, int64_t hidden);
+  spt_status (*head_pack)(spt_backend *backend, int64_t vocab, int64_t hidden, const float *w, void *weights);
+
+  /* model */
+  /* x (N, hidden) = table[ids] */
+  spt_status (*embedding_forward)(spt_backend *backend, int64_t tokens, int64_t hidden, const int32_t *ids, const float *table, float *x);
+  /* dtable[ids[i]] += dx[i], in the order of i */
+  spt_status (*embedding_backward)(spt_backend *backend, int64_t tokens, int64_t hidden, int64_t vocab, const int32_t *ids, const float *dx, float *dtable);
+  spt_status (*group_forward)(spt_backend *backend, const spt_group_forward_args *args);
+  spt_status (*group_backward)(spt_backend *backend, const spt_group_backward_args *args);
+  spt_status (*attention_forward)(spt_backend *backend, const spt_attention_args *args);
+  spt_status (*attention_backward)(spt_backend *backend, const spt_attention_args *args);
+  spt_status (*head_loss)(spt_backend *backend, const spt_head_loss_args *args);
+
+  /* optimizer; a factor (or a slice) is one thread's work or one entry of a fixed batch */
+  spt_status (*batched_gemm)(spt_backend *backend, const spt_gemm_batch *batch);
+  /* control->sum_squares += Σ g², control->non_finite += number of non-finite g; sums in double, in a fixed order per call */
+  spt_status (*gradient_stats)(spt_backend *backend, int64_t count, const float *g, spt_control *control);
+  /* momentum ← beta·momentum + (1 − beta)·clip·gradient; if x: x ← momentum/(‖momentum‖_F + 1e-7) as `dtype`, or, with
+   * normalize false, x ← momentum.  Alg. 1 lines 7–8, Alg. 2 lines 1–3. Nothing happens when control->apply is 0. */
+  spt_status (*factor_momentum)(spt_backend *backend, int count, const spt_factor_entry *entries, float beta, bool normalize, spt_dtype dtype, const spt_control *control);
+  /* Alg. 3, `steps` iterations on w, in fp32 (norms in double): updates u, writes sigma. A zero w gives sigma 0 and leaves u. */
+  spt_status (*power_iteration)(spt_backend *backend, int count, const spt_factor_entry *entries, int steps, const spt_control *control);
+  /* entries 2i, 2i+1 are A, B of pair i:  w ← (1 − lr·decay)·w − rho·x,  rho = lr/(sigma_A + sigma_B + 1) with renormalize, else lr */
+  spt_status (*factor_update)(spt_backend *backend, int count, const spt_factor_entry *entries, float lr, float decay, bool renormalize, spt_dtype dtype, const spt_control *control);
+  /* Decoupled AdamW on `count` elements; step is the number of applied updates including this one (from 1). */
+  spt_status (*adamw)(spt_backend *backend, int64_t count, float *w, const float *gradient, float *m, float *v, float lr, float decay, float beta1, float beta2, float eps, int64_t step, const spt_control *control);
+} spt_ops;
+
+struct spt_backend {
+  const spt_ops *ops;
+  spt_dtype act;
+  int threads;
+  char description[192];       /* "cpu, 2 threads, bf16 (AMX), oneDNN 2.6.3" */
+  double peak_flops;           /* measured matrix-product rate of this backend for `act`, 0 = not measured */
+  bool profiling;
+  spt_backend_profile profile; /* accumulated while profiling */
+};
+
+/* Opens the backend `kind`; AUTO takes CUDA where built and present, else CPU. precision AUTO and threads 0 are resolved as the design's
+ * "The job file" says (threads: allowed CPUs over local_ranks, at least 1). Defined in kernels/backend.c. The caller closes it by ops->close. */
+spt_status spt_backend_open(spt_backend_kind kind, spt_precision precision, int threads, int local_ranks, spt_backend **backend_p);
+/* Measures the rate of a large matrix product in `act` (about 0.1 s) into peak_flops. */
+spt_status spt_backend_measure_peak(spt_backend *backend);
+
+#endif

@@ -1,0 +1,122 @@
+/* The configuration of a run, as plain data. Filled by src/io/job_toml from a job file; checked and completed here.
+ * Names and defaults are the job file's; the paper's values are the defaults (arXiv:2602.12429, App. E). */
+#ifndef SPT_CONFIG_H
+#define SPT_CONFIG_H
+
+#include "status.h"
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#define SPT_PATH_MAX 1024
+#define SPT_GLOBS_MAX 64
+
+typedef enum { SPT_LOW_RANK, SPT_LOW_RANK_FFN, SPT_DENSE } spt_parameterization;
+typedef enum { SPT_METHOD_SPECTRON, SPT_METHOD_MUON, SPT_METHOD_RENORM, SPT_METHOD_SGD, SPT_METHOD_ADAMW } spt_method;
+typedef enum { SPT_SCHEDULE_COSINE, SPT_SCHEDULE_LINEAR, SPT_SCHEDULE_CONSTANT } spt_schedule_kind;
+typedef enum { SPT_REDUCTION_ALL_REDUCE, SPT_REDUCTION_REDUCE_SCATTER } spt_reduction;
+typedef enum { SPT_PRECISION_AUTO, SPT_PRECISION_BF16, SPT_PRECISION_FP32 } spt_precision;
+typedef enum { SPT_BACKEND_AUTO, SPT_BACKEND_CPU, SPT_BACKEND_CUDA } spt_backend_kind;
+
+typedef struct spt_model_config {
+  char preset[16]; /* "" or the preset's name; explicit keys override the preset's */
+  int64_t hidden, layers, heads, kv_heads, ffn, vocab, seq_len;
+  double rope_theta, norm_eps;
+  spt_parameterization parameterization;
+  double rank_ratio; /* taken as the exact decimal that was written, see spt_factor_rank */
+  bool tie_embeddings;
+  bool recompute; /* keep only each layer's input for backward and run its forward again */
+} spt_model_config;
+
+typedef struct spt_optimizer_config {
+  spt_method method;
+  double lr, momentum, weight_decay, grad_clip; /* grad_clip: global L2 norm, 0 = off */
+  int64_t newton_schulz_steps, power_steps;
+  struct {
+    double lr; /* < 0: the schedule's eta_t; else scaled like it (lr · schedule factor) */
+    double beta1, beta2, eps;
+  } adamw; /* for all that is no factor */
+} spt_optimizer_config;
+
+typedef struct spt_schedule_config {
+  spt_schedule_kind kind;
+  int64_t steps;  /* > 0 after completion */
+  int64_t tokens; /* alternative to steps: rounded up to whole steps; 0 = not given */
+  double warmup;  /* fraction of the steps */
+  double final;   /* last factor of the peak lr */
+} spt_schedule_config;
+
+typedef struct spt_globs {
+  int count;
+  char pattern[SPT_GLOBS_MAX][SPT_PATH_MAX]; /* absolute, or relative to the working directory, after loading */
+} spt_globs;
+
+typedef struct spt_config {
+  struct {
+    char name[128];
+    char output[SPT_PATH_MAX];
+    uint64_t seed;
+  } run;
+  spt_model_config model;
+  spt_optimizer_config optimizer;
+  spt_schedule_config schedule;
+  struct {
+    int64_t sequences; /* global batch */
+    int64_t micro;     /* sequences per rank and pass; 0 = chosen */
+  } batch;
+  struct {
+    spt_globs train, validation;
+    uint64_t seed;
+  } data;
+  struct {
+    int64_t every;  /* steps; 0 = only at the end */
+    int64_t tokens; /* 0 = all of the validation set */
+  } validation;
+  struct {
+    int64_t every;        /* steps; 0 = only at the end */
+    double every_seconds; /* 0 = off */
+    int64_t keep;         /* newest files kept, >= 1 */
+    bool resume;          /* as if --resume were given */
+  } checkpoint;
+  struct {
+    spt_reduction reduction;
+    int64_t bucket_mib;
+    bool overlap;
+  } dist;
+  struct {
+    int64_t every; /* steps between metric records, >= 1 */
+  } metrics;
+  struct {
+    spt_backend_kind backend;
+    spt_precision precision;
+    int64_t threads; /* 0 = allowed CPUs over local ranks */
+  } device;
+} spt_config;
+
+/* All keys at their defaults (no preset chosen, no data). Never fails. */
+void spt_config_defaults(spt_config *config);
+
+/* A row of the design's table of models ("S", "M", "L" are the names of three of them). */
+typedef struct spt_preset {
+  const char *name, *alias; /* alias may be NULL */
+  int64_t hidden, layers, heads;
+} spt_preset;
+/* The presets in the table's order; *count_p receives their number (12). */
+const spt_preset *spt_presets(int *count_p);
+/* Sets hidden, layers, heads of the preset `name` (e.g. "60M", "S"), vocab 32000 and seq_len 2048.
+ * SPT_ERR_USAGE names the known presets. */
+spt_status spt_config_apply_preset(const char *name, spt_model_config *model);
+
+/* Derives what was left out (kv_heads = heads, ffn = 8/3·hidden rounded up to a multiple of 256, steps from tokens) and
+ * checks every value that needs no file and no rank count. SPT_ERR_USAGE words the key, the value and the remedy. */
+spt_status spt_config_complete(spt_config *config);
+/* Checks that `size` ranks divide the batch and chooses batch.micro when it is 0 (the largest divisor of the rank's share
+ * with at most 8192 tokens a pass). SPT_ERR_USAGE names the nearest batch sizes or rank counts that do. */
+spt_status spt_config_check_ranks(spt_config *config, int size);
+
+/* r = max(1, min(floor(ratio·n), m, n)) with n the input width and the ratio an exact decimal (design, "The model"). */
+int64_t spt_factor_rank(double rank_ratio, int64_t m, int64_t n);
+/* Width of one attention head. */
+static inline int64_t spt_head_dim(const spt_model_config *model) { return model->hidden / model->heads; }
+
+#endif

@@ -1,0 +1,47 @@
+/* The LLaMA-shaped model over the ops table: forward and backward, once for all backends.
+ * RMSNorm → attention (RoPE, causal) → residual → RMSNorm → SwiGLU → residual; final RMSNorm; head. */
+#ifndef SPT_MODEL_H
+#define SPT_MODEL_H
+
+#include "backend.h"
+#include "params.h"
+
+typedef struct spt_model spt_model;
+
+/* Called during the backward pass of a step's last micro-batch. Stages in back-propagation order: 0 = head and final norm, then
+ * 1 + (layers − 1 − l) for layer l, and layers + 1 = embedding (a tied head completes there). */
+typedef struct spt_backward_hooks {
+  void *context;
+  spt_status (*grad_ready)(void *context, int stage); /* all gradients of `stage` are complete */
+  spt_status (*progress)(void *context);              /* called between ops */
+} spt_backward_hooks;
+
+/* Stage in which tensor `tensor`'s gradient is complete. */
+int spt_model_stage(const spt_model_config *model, const spt_params *params, int tensor);
+
+/* Bytes by kind for one rank, without allocating anything but the table. */
+typedef struct spt_model_memory {
+  size_t compute_weights, activations, workspace;
+} spt_model_memory;
+spt_status spt_model_measure(spt_backend *backend, const spt_model_config *config, int64_t micro, bool train, spt_model_memory *memory_p);
+
+/* `parameters` and `gradients` are slabs in `layout` (gradients NULL: evaluation only). micro = sequences per pass at most. All borrowed
+ * until close. Allocates the compute copy, activations and workspace. Local. */
+spt_status spt_model_open(spt_backend *backend, const spt_model_config *config, const spt_params *params,
+                          const spt_layout *layout, float *parameters, float *gradients, int64_t micro,
+                          spt_model **model_p);
+void spt_model_close(spt_model **model_p);
+
+/* Refreshes the compute copy from the masters; call after the masters change. */
+spt_status spt_model_refresh(spt_model *model);
+/* One micro-batch: ids and targets are host int32 (sequences, seq_len). Adds gradients of loss_scale·Σ losses; *loss_sum_p += Σ losses in
+ * double. hooks: NULL except for the last micro-batch of a step. */
+spt_status spt_model_train(spt_model *model, int64_t sequences, const int32_t *ids, const int32_t *targets,
+                           float loss_scale, const spt_backward_hooks *hooks, double *loss_sum_p);
+/* Forward only. */
+spt_status spt_model_evaluate(spt_model *model, int64_t sequences, const int32_t *ids, const int32_t *targets,
+                              double *loss_sum_p);
+/* Checks the red zones of the model's slabs. */
+spt_status spt_model_check(const spt_model *model);
+
+#endif

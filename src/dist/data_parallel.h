@@ -1,0 +1,33 @@
+/* The data-parallel part of a step: bucketed gradient reduction that runs during backward, and the gather of updated parameters. */
+#ifndef SPT_DATA_PARALLEL_H
+#define SPT_DATA_PARALLEL_H
+
+#include "comm.h"
+#include "core/model.h"
+#include "shard_plan.h"
+
+typedef struct spt_data_parallel spt_data_parallel;
+
+/* What the last step's overlap was: evidence, not assumption. */
+typedef struct spt_overlap {
+  int buckets;
+  int posted_in_backward;   /* reductions started before the last stage was ready */
+  int complete_before_wait; /* requests found complete when reduce_finish began */
+  double wait_seconds;      /* spent waiting in reduce_finish */
+  double gather_seconds;    /* spent in gather */
+} spt_overlap;
+
+/* parameters, gradients: slabs in the plan's layout; borrowed. overlap false posts all reductions in reduce_finish. Collective. */
+spt_status spt_data_parallel_open(spt_comm *comm, const spt_shard_plan *plan, spt_reduction reduction, bool overlap, float *parameters,
+                                  float *gradients, spt_data_parallel **dp_p);
+void spt_data_parallel_close(spt_data_parallel **dp_p);
+/* Hooks for the backward pass of the step's last micro-batch: starts each bucket as soon as its stage is ready. */
+spt_backward_hooks spt_data_parallel_hooks(spt_data_parallel *dp);
+/* Starts what was not started and waits for all: afterwards the gradients this rank owns (all-reduce: all gradients) are summed over ranks. Collective. */
+spt_status spt_data_parallel_reduce_finish(spt_data_parallel *dp);
+/* Every rank receives the owners' parameters. Collective. */
+spt_status spt_data_parallel_gather(spt_data_parallel *dp);
+/* Of the last step. */
+const spt_overlap *spt_data_parallel_overlap(const spt_data_parallel *dp);
+
+#endif

@@ -1,0 +1,23 @@
+/* A run's output folder: lock, job copy, checkpoints (design "Files"). Rank 0 only. */
+#ifndef SPT_RUN_FOLDER_H
+#define SPT_RUN_FOLDER_H
+
+#include "checkpoint.h"
+
+typedef struct spt_run_folder spt_run_folder;
+
+/* Creates the folder and checkpoints/, takes the lock (a file with host, process, Slurm job; kept locked with fcntl and, on another host, refused while it
+ * exists: the message says how to remove a stale one). With resume false a folder that holds checkpoints is SPT_ERR_USAGE. */
+spt_status spt_run_folder_open(const char *output, bool resume, spt_run_folder **folder_p);
+void spt_run_folder_close(spt_run_folder **folder_p); /* releases the lock */
+/* Writes job.toml by temp + rename. */
+spt_status spt_run_folder_write_job(spt_run_folder *folder, const char *text);
+/* "<output>/checkpoints/step-00001000.h5" */
+void spt_run_folder_checkpoint_path(const spt_run_folder *folder, int64_t step, char path[SPT_PATH_MAX]);
+/* The newest intact checkpoint, every tensor verified: opens it. Damaged newer ones are skipped and each is named in `warning` (may be NULL). *checkpoint_p = NULL and
+ * SPT_OK when there is no checkpoint file at all; files but none intact is SPT_ERR_DATA. */
+spt_status spt_run_folder_newest(const spt_run_folder *folder, spt_checkpoint **checkpoint_p, char *warning, size_t warning_size);
+/* After a durable save: best.h5 becomes a hard link (else a copy) to `path` by temp + rename when `best`; then removes step files beyond the `keep` newest and stale .part files. */
+spt_status spt_run_folder_after_save(spt_run_folder *folder, const char *path, bool best, int64_t keep);
+
+#endif
