@@ -114,15 +114,17 @@ typedef struct spt_head_loss_args {
   void *workspace;
 } spt_head_loss_args;
 
-/* One entry of a batch: C (m, n) = alpha·op(A)·op(B) + beta·C, all of one dtype, contiguous rows (leading dimension = columns).
- * op(A) is (m, k), op(B) is (k, n). Each entry's arithmetic is independent of the batch it is in. */
+/* One entry of a batch: C (m, n) = alpha·op(A)·op(B) + beta·D, all of one dtype, contiguous rows (leading dimension = columns).
+ * op(A) is (m, k), op(B) is (k, n); D (m, n) may be the very A or B entry (X·P + a·X, c·G·G + b·G of Newton–Schulz).
+ * Each entry's arithmetic is independent of the batch it is in. */
 typedef struct spt_gemm_batch {
   int64_t batch, m, n, k;
   bool transpose_a, transpose_b;
   float alpha, beta;
-  spt_dtype dtype;         /* of A, B, C; accumulation in fp32 */
+  spt_dtype dtype;         /* of A, B, C, D; accumulation in fp32 */
   const void *const *a, *const *b; /* [batch]; host arrays of device pointers */
-  void *const *c;                  /* [batch]; must not overlap a or b unless beta·C only */
+  const void *const *d;            /* [batch]; NULL: D is C (unread when beta is 0) */
+  void *const *c;                  /* [batch]; overlaps no a, b or d entry */
 } spt_gemm_batch;
 
 /* Device-resident decisions of a step; host-readable on the CPU. */

@@ -7,6 +7,10 @@
 
 #include <stddef.h>
 
+#ifdef __cplusplus
+extern "C" {
+#endif
+
 /* name, exit code, meaning (printed by `--help`) */
 #define SPT_STATUS_TABLE(X)                                                                                            \
   X(SPT_OK, 0, "done")                                                                                                 \
@@ -48,4 +52,7 @@ const char *spt_status_text(spt_status status);
     if (status != SPT_OK) goto label;                                                                                  \
   } while (0)
 
+#ifdef __cplusplus
+}
+#endif
 #endif

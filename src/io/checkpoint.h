@@ -45,10 +45,13 @@ bool spt_checkpoint_save_idle(const spt_checkpoint_saver *saver);
 spt_status spt_checkpoint_save_finish(spt_checkpoint_saver *saver);
 
 typedef struct spt_checkpoint spt_checkpoint;
+/* Whether the file begins like a checkpoint of ours; nothing more is checked. SPT_ERR_DATA when it cannot be read. */
+spt_status spt_checkpoint_recognise(const char *path, bool *checkpoint_p);
 /* Opens and checks magic, version, length, the metadata digests, all before the HDF5 library sees the file. SPT_ERR_DATA names the file and the reason.
  * Local: rank 0 or a tool. */
 spt_status spt_checkpoint_open(const char *path, spt_checkpoint **checkpoint_p);
 void spt_checkpoint_close(spt_checkpoint **checkpoint_p);
+const char *spt_checkpoint_path(const spt_checkpoint *checkpoint);
 const spt_checkpoint_header *spt_checkpoint_header_of(const spt_checkpoint *checkpoint);
 const char *spt_checkpoint_job(const spt_checkpoint *checkpoint);
 int spt_checkpoint_dataset_count(const spt_checkpoint *checkpoint);

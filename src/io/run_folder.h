@@ -20,4 +20,8 @@ spt_status spt_run_folder_newest(const spt_run_folder *folder, spt_checkpoint **
 /* After a durable save: best.h5 becomes a hard link (else a copy) to `path` by temp + rename when `best`; then removes step files beyond the `keep` newest and stale .part files. */
 spt_status spt_run_folder_after_save(spt_run_folder *folder, const char *path, bool best, int64_t keep);
 
+
+/* Paths of the newest checkpoint (by name, not opened) and of the best one, "" where there is none. Takes no lock: for tools that look at a run. */
+spt_status spt_run_folder_find(const char *output, char newest[SPT_PATH_MAX], char best[SPT_PATH_MAX]);
+
 #endif

@@ -32,6 +32,8 @@ spt_status spt_token_file_read(spt_token_file *file, int64_t begin, int64_t coun
 spt_status spt_token_file_verify(spt_token_file *file);
 /* First tokens of the documents [begin, begin + count). */
 spt_status spt_token_file_documents(spt_token_file *file, int64_t begin, int64_t count, uint64_t *starts);
+/* The block checksums (owned by the file), NULL and 0 without. */
+const uint64_t *spt_token_file_checksums(const spt_token_file *file, int64_t *count_p);
 
 typedef struct spt_token_writer spt_token_writer;
 typedef struct spt_token_writer_options {

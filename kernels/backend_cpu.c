@@ -1,0 +1,243 @@
+#include "backend_cpu.h"
+
+#include <limits.h>
+#include <omp.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <time.h>
+
+static double now(void) {
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+static double gemm_seconds(const spt_cpu *cpu) {
+  double sum = 0.0;
+  for (int i = 0; i < cpu->base.threads; i++) sum += spt_gemm_counters(cpu->threads[i].gemm)->seconds;
+  return sum;
+}
+
+spt_cpu *spt_cpu_begin(spt_backend *backend) {
+  spt_cpu *cpu = (spt_cpu *)backend;
+  if (backend->profiling) {
+    for (int i = 0; i < backend->threads; i++) spt_gemm_set_timing(cpu->threads[i].gemm, true);
+    cpu->gemm_began = gemm_seconds(cpu);
+    cpu->began = now();
+  }
+  return cpu;
+}
+
+spt_cpu_thread *spt_cpu_enter(spt_cpu *cpu) {
+  spt_gemm_enter();
+  return &cpu->threads[omp_get_thread_num()];
+}
+
+spt_status spt_cpu_end(spt_cpu *cpu, double *share_p) {
+  if (cpu->base.profiling) {
+    const double wall = now() - cpu->began, gemm = (gemm_seconds(cpu) - cpu->gemm_began) / cpu->base.threads;
+    const bool split = share_p == &cpu->base.profile.pointwise; // attention and optimizer keep their products
+    if (split) cpu->base.profile.gemm += gemm;
+    *share_p += split ? wall - gemm : wall;
+  }
+  for (int i = 0; i < cpu->base.threads; i++) {
+    spt_cpu_thread *thread = &cpu->threads[i];
+    if (thread->status == SPT_OK) continue;
+    const spt_status status = thread->status;
+    thread->status = SPT_OK;
+    return SPT_FAIL(status, "%s", thread->message);
+  }
+  return SPT_OK;
+}
+
+void spt_cpu_gemm(spt_cpu_thread *thread, int64_t m, int64_t n, int64_t k, float alpha, spt_operand a, spt_operand b,
+                  float beta, void *c, int64_t ldc, spt_dtype c_dtype) {
+  if (thread->status != SPT_OK) return;
+  thread->status = spt_gemm(thread->gemm, m, n, k, alpha, a, b, beta, c, ldc, c_dtype);
+  if (thread->status != SPT_OK)
+    snprintf(thread->message, sizeof thread->message, "%s", spt_error_message()); // the last error is the thread's own
+}
+
+spt_dtype spt_cpu_weight_dtype(const spt_cpu *cpu) {
+  return cpu->base.act == SPT_BF16 && spt_gemm_native_bf16() ? SPT_BF16 : SPT_F32;
+}
+
+int64_t spt_cpu_gemm_misses(const spt_backend *backend) {
+  const spt_cpu *cpu = (const spt_cpu *)backend;
+  int64_t sum = 0;
+  for (int i = 0; i < backend->threads; i++) sum += spt_gemm_counters(cpu->threads[i].gemm)->misses;
+  return sum;
+}
+
+static void cpu_close(spt_backend **backend_p) {
+  spt_cpu *cpu = (spt_cpu *)*backend_p;
+  if (!cpu) return;
+  for (int i = 0; cpu->threads && i < cpu->base.threads; i++) spt_gemm_close(&cpu->threads[i].gemm);
+  free(cpu->threads);
+  free(cpu->rope.cosine);
+  free(cpu->partial);
+  free(cpu);
+  *backend_p = NULL;
+}
+
+/* Large blocks are aligned to huge pages, which spares the products most TLB misses; pages are first touched by all
+ * threads. */
+static spt_status cpu_alloc(spt_backend *backend, size_t bytes, void **pointer_p) {
+  enum { HUGE_PAGE = 2 << 20, LINE = 64 };
+  const size_t alignment = bytes >= HUGE_PAGE ? HUGE_PAGE : LINE;
+  const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
+  unsigned char *memory = rounded >= bytes ? aligned_alloc(alignment, rounded ? rounded : alignment) : NULL;
+  if (!memory)
+    return SPT_FAIL(SPT_ERR_RESOURCE,
+                    "out of memory: %zu bytes; use a smaller micro-batch, model.recompute, or more ranks", bytes);
+#ifdef MADV_HUGEPAGE
+  if (alignment == HUGE_PAGE) (void)madvise(memory, rounded, MADV_HUGEPAGE); // a wish: refusal costs speed only
+#endif
+#pragma omp parallel for num_threads(backend->threads) schedule(static)
+  for (size_t begin = 0; begin < rounded; begin += HUGE_PAGE)
+    memset(memory + begin, 0, rounded - begin < HUGE_PAGE ? rounded - begin : HUGE_PAGE);
+  *pointer_p = memory;
+  return SPT_OK;
+}
+
+static void cpu_free(spt_backend *backend, void *pointer, size_t bytes) {
+  (void)backend, (void)bytes;
+  free(pointer);
+}
+
+static spt_status cpu_copy(spt_backend *backend, void *to, const void *from, size_t bytes) {
+  (void)backend;
+  memcpy(to, from, bytes);
+  return SPT_OK;
+}
+
+static spt_status cpu_zero(spt_backend *backend, void *pointer, size_t bytes) {
+  enum { CHUNK = 1 << 20 };
+  spt_cpu *cpu = spt_cpu_begin(backend);
+#pragma omp parallel for num_threads(backend->threads) schedule(static)
+  for (size_t begin = 0; begin < bytes; begin += CHUNK)
+    memset((unsigned char *)pointer + begin, 0, bytes - begin < CHUNK ? bytes - begin : CHUNK);
+  return spt_cpu_end(cpu, &backend->profile.pointwise);
+}
+
+static spt_status cpu_synchronize(spt_backend *backend) {
+  (void)backend;
+  return SPT_OK;
+}
+
+static size_t cpu_workspace_bytes(spt_backend *backend, const spt_model_config *model, int64_t tokens, bool train) {
+  const spt_cpu *cpu = (const spt_cpu *)backend;
+  const int64_t hidden = model->hidden, ffn = model->ffn, kv = model->kv_heads * spt_head_dim(model);
+  const bool attention_low = model->parameterization == SPT_LOW_RANK, ffn_low = model->parameterization != SPT_DENSE;
+#define RANK(low, m, n) ((low) ? spt_factor_rank(model->rank_ratio, (m), (n)) : 0)
+  const spt_group_desc groups[] = {{.count = 3,
+                                    .in_dim = hidden,
+                                    .out_dim = {hidden, kv, kv},
+                                    .prologue = SPT_PROLOGUE_RMSNORM,
+                                    .epilogue = SPT_EPILOGUE_ROPE,
+                                    .factor_rank = {RANK(attention_low, hidden, hidden),
+                                                    RANK(attention_low, kv, hidden), RANK(attention_low, kv, hidden)}},
+                                   {.count = 1,
+                                    .in_dim = hidden,
+                                    .out_dim = {hidden},
+                                    .epilogue = SPT_EPILOGUE_RESIDUAL,
+                                    .factor_rank = {RANK(attention_low, hidden, hidden)}},
+                                   {.count = 2,
+                                    .in_dim = hidden,
+                                    .out_dim = {ffn, ffn},
+                                    .prologue = SPT_PROLOGUE_RMSNORM,
+                                    .factor_rank = {RANK(ffn_low, ffn, hidden), RANK(ffn_low, ffn, hidden)}},
+                                   {.count = 1,
+                                    .in_dim = ffn,
+                                    .out_dim = {hidden},
+                                    .prologue = SPT_PROLOGUE_SWIGLU,
+                                    .epilogue = SPT_EPILOGUE_RESIDUAL,
+                                    .factor_rank = {RANK(ffn_low, hidden, ffn)}}};
+#undef RANK
+  size_t most = spt_cpu_attention_workspace(cpu, model->seq_len, spt_head_dim(model), train);
+  const size_t head = spt_cpu_head_workspace(cpu, tokens, hidden, model->vocab, train);
+  if (head > most) most = head;
+  for (size_t i = 0; i < sizeof groups / sizeof *groups; i++) {
+    const size_t bytes = spt_cpu_group_workspace(cpu, &groups[i], tokens, train);
+    if (bytes > most) most = bytes;
+  }
+  return most;
+}
+
+static const spt_ops cpu_ops = {.name = "cpu",
+                                .close = cpu_close,
+                                .alloc = cpu_alloc,
+                                .free = cpu_free,
+                                .upload = cpu_copy,
+                                .download = cpu_copy,
+                                .zero = cpu_zero,
+                                .synchronize = cpu_synchronize,
+                                .workspace_bytes = cpu_workspace_bytes,
+                                .group_packed_bytes = spt_cpu_group_packed_bytes,
+                                .group_pack = spt_cpu_group_pack,
+                                .head_packed_bytes = spt_cpu_head_packed_bytes,
+                                .head_pack = spt_cpu_head_pack,
+                                .embedding_forward = spt_cpu_embedding_forward,
+                                .embedding_backward = spt_cpu_embedding_backward,
+                                .group_forward = spt_cpu_group_forward,
+                                .group_backward = spt_cpu_group_backward,
+                                .attention_forward = spt_cpu_attention_forward,
+                                .attention_backward = spt_cpu_attention_backward,
+                                .head_loss = spt_cpu_head_loss,
+                                .batched_gemm = spt_cpu_batched_gemm,
+                                .gradient_stats = spt_cpu_gradient_stats,
+                                .factor_momentum = spt_cpu_factor_momentum,
+                                .power_iteration = spt_cpu_power_iteration,
+                                .factor_update = spt_cpu_factor_update,
+                                .adamw = spt_cpu_adamw};
+
+/* CPUs that this process may run on. */
+static int allowed_cpus(void) {
+#ifdef __linux__
+  for (int cpus = 1024; cpus <= 1 << 20; cpus *= 4) { // the kernel refuses a set smaller than its own
+    cpu_set_t *set = CPU_ALLOC((size_t)cpus);
+    if (!set) break;
+    const size_t size = CPU_ALLOC_SIZE((size_t)cpus);
+    const int count = sched_getaffinity(0, size, set) == 0 ? CPU_COUNT_S(size, set) : 0;
+    CPU_FREE(set);
+    if (count > 0) return count;
+  }
+#endif
+  return omp_get_num_procs();
+}
+
+static spt_status open_threads(spt_cpu *cpu, bool native) {
+  const size_t bytes = (size_t)cpu->base.threads * sizeof *cpu->threads;
+  cpu->threads = aligned_alloc(_Alignof(spt_cpu_thread), bytes);
+  if (!cpu->threads) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for %d threads", cpu->base.threads);
+  memset(cpu->threads, 0, bytes);
+  for (int i = 0; i < cpu->base.threads; i++) SPT_TRY(spt_gemm_open(native, &cpu->threads[i].gemm));
+  return SPT_OK;
+}
+
+spt_status spt_cpu_open(spt_precision precision, int threads, int local_ranks, spt_backend **backend_p) {
+  const bool native = spt_gemm_native_bf16();
+  spt_cpu *cpu = calloc(1, sizeof *cpu);
+  if (!cpu) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for the CPU backend");
+  cpu->base.ops = &cpu_ops;
+  cpu->base.act = precision == SPT_PRECISION_BF16 || (precision == SPT_PRECISION_AUTO && native) ? SPT_BF16 : SPT_F32;
+  cpu->base.threads = threads > 0 ? threads : allowed_cpus() / (local_ranks > 0 ? local_ranks : 1);
+  if (cpu->base.threads < 1) cpu->base.threads = 1;
+  const spt_status status = open_threads(cpu, native);
+  if (status != SPT_OK) {
+    spt_backend *base = &cpu->base;
+    cpu_close(&base);
+    return status;
+  }
+  char library[64];
+  spt_gemm_library(library, sizeof library);
+  const char *arithmetic = cpu->base.act == SPT_F32 ? "fp32"
+                           : native                 ? "bf16 (AMX)"
+                                                    : "bf16 (rounded operands, fp32 arithmetic)";
+  snprintf(cpu->base.description, sizeof cpu->base.description, "cpu, %d thread%s, %s, %s", cpu->base.threads,
+           cpu->base.threads == 1 ? "" : "s", arithmetic, library);
+  *backend_p = &cpu->base;
+  return SPT_OK;
+}

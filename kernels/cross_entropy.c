@@ -1,0 +1,217 @@
+/* Head and cross-entropy. Rows go in blocks; for a block the vocabulary goes in tiles that stay in a core's cache:
+ *   scores: logits of a tile in fp32, kept as e = exp(logit − the tile's maximum) in act, with the tile's maximum and
+ * sum by row losses: lse of each row from the tiles' maxima and sums, in tile order gradients: a tile's e becomes
+ * dlogits = e·exp(maximum − lse) − [target]; dW_tile += dlogitsᵀ·h and dh += dlogits·W_tile dh is summed over a fixed
+ * number of groups of tiles, then over the groups, whatever the number of threads. */
+#include "backend_cpu.h"
+
+#include <omp.h>
+
+enum { TILE = 512, GROUPS = 8, PIECE = 32, ROWS_MAX = 1024, BLOCK_BYTES = 32 << 20 };
+
+typedef struct head_call {
+  const spt_head_loss_args *args;
+  const void *weights;
+  spt_dtype act, weight_dtype;
+  int64_t rows, row0, count; // block size; first row and number of rows of the running block
+  int64_t tiles, groups;
+  void *h;        // act (rows, hidden)
+  float *rstd;    // (rows)
+  void *e;        // act (rows, vocab); without train one tile a thread is not even kept
+  float *maximum; // (tiles, rows), later the factor exp(maximum − lse)
+  float *sum;     // (tiles, rows)
+  float *target;  // (rows) logit of the target
+  float *dh;      // (groups, rows, hidden)
+  float *dgain;   // (pieces of a block, hidden)
+  float *logits;  // (threads, rows, TILE)
+} head_call;
+
+static head_call call_of(const spt_cpu *cpu, int64_t tokens, int64_t vocab) {
+  head_call call = {.act = cpu->base.act, .weight_dtype = spt_cpu_weight_dtype(cpu), .tiles = spt_blocks(vocab, TILE)};
+  const int64_t fit = BLOCK_BYTES / (vocab * (int64_t)spt_dtype_size(call.act)) / 64 * 64;
+  call.rows = spt_min(spt_max(64, spt_min(ROWS_MAX, fit)), spt_max(1, tokens));
+  call.groups = spt_min(GROUPS, call.tiles);
+  return call;
+}
+
+static size_t carve(const spt_cpu *cpu, head_call *call, int64_t hidden, int64_t vocab, bool train, void *workspace) {
+  spt_carve carve = {workspace, 0};
+  call->h = spt_carve_take(&carve, call->rows * hidden, spt_dtype_size(call->act));
+  call->rstd = spt_carve_take(&carve, call->rows, sizeof(float));
+  call->maximum = spt_carve_take(&carve, call->tiles * call->rows, sizeof(float));
+  call->sum = spt_carve_take(&carve, call->tiles * call->rows, sizeof(float));
+  call->target = spt_carve_take(&carve, call->rows, sizeof(float));
+  call->logits = spt_carve_take(&carve, cpu->base.threads * call->rows * TILE, sizeof(float));
+  if (train) {
+    call->e = spt_carve_take(&carve, call->rows * vocab, spt_dtype_size(call->act));
+    call->dh = spt_carve_take(&carve, call->groups * call->rows * hidden, sizeof(float));
+    call->dgain = spt_carve_take(&carve, spt_blocks(call->rows, PIECE) * hidden, sizeof(float));
+  }
+  return carve.used;
+}
+
+size_t spt_cpu_head_workspace(const spt_cpu *cpu, int64_t tokens, int64_t hidden, int64_t vocab, bool train) {
+  head_call call = call_of(cpu, tokens, vocab);
+  return carve(cpu, &call, hidden, vocab, train, NULL);
+}
+
+size_t spt_cpu_head_packed_bytes(spt_backend *backend, int64_t vocab, int64_t hidden) {
+  return (size_t)(vocab * hidden) * spt_dtype_size(spt_cpu_weight_dtype((const spt_cpu *)backend));
+}
+
+spt_status spt_cpu_head_pack(spt_backend *backend, int64_t vocab, int64_t hidden, const float *w, void *weights) {
+  const spt_group_desc desc = {.count = 1, .in_dim = hidden, .out_dim = {vocab}}; // one dense matrix
+  const spt_group_tensors masters = {.a = {(float *)(uintptr_t)w}};
+  return spt_cpu_group_pack(backend, &desc, &masters, weights);
+}
+
+SPT_INLINE float tile_maximum(int64_t n, const float *logits) {
+  float maximum = -INFINITY;
+#pragma omp simd reduction(max : maximum)
+  for (int64_t j = 0; j < n; j++) maximum = logits[j] > maximum ? logits[j] : maximum;
+  return maximum;
+}
+SPT_INLINE float exponentials(int64_t n, const float *logits, float maximum, void *e, bool bf16) {
+  float sum = 0.0f;
+#pragma omp simd reduction(+ : sum)
+  for (int64_t j = 0; j < n; j++) {
+    const float value = spt_exp(logits[j] - maximum);
+    sum += value;
+    spt_store(e, j, value, bf16);
+  }
+  return sum;
+}
+SPT_CLONES static void row_statistics(int64_t n, float *logits, void *e, spt_dtype dtype, float *maximum_p,
+                                      float *sum_p) {
+  const float maximum = tile_maximum(n, logits);
+  *maximum_p = maximum;
+  if (!e)
+    *sum_p = exponentials(n, logits, maximum, logits, false);
+  else
+    *sum_p = dtype == SPT_BF16 ? exponentials(n, logits, maximum, e, true) : exponentials(n, logits, maximum, e, false);
+}
+
+static spt_operand tile_weights(const head_call *call, int64_t column, bool transposed) {
+  const int64_t hidden = call->args->hidden;
+  return (spt_operand){spt_at(call->weights, column * hidden, call->weight_dtype), hidden, call->weight_dtype,
+                       transposed};
+}
+
+static void score_tile(const head_call *call, spt_cpu_thread *thread, int64_t tile, float *logits) {
+  const spt_head_loss_args *args = call->args;
+  const int64_t column = tile * TILE, width = spt_min(TILE, args->vocab - column);
+  spt_cpu_gemm(thread, call->count, width, args->hidden, 1.0f, (spt_operand){call->h, args->hidden, call->act, false},
+               tile_weights(call, column, true), 0.0f, logits, width, SPT_F32);
+  for (int64_t i = 0; i < call->count; i++) {
+    const int64_t target = args->targets[call->row0 + i] - column;
+    if (target >= 0 && target < width) call->target[i] = logits[i * width + target];
+    row_statistics(width, logits + i * width, call->e ? spt_at(call->e, i * args->vocab + column, call->act) : NULL,
+                   call->act, &call->maximum[tile * call->rows + i], &call->sum[tile * call->rows + i]);
+  }
+}
+
+/* lse and loss of one row; turns the tiles' maxima into factors. */
+static void finish_row(const head_call *call, int64_t i) {
+  double sum = 0.0;
+  float maximum = -INFINITY;
+  for (int64_t tile = 0; tile < call->tiles; tile++) maximum = fmaxf(maximum, call->maximum[tile * call->rows + i]);
+  for (int64_t tile = 0; tile < call->tiles; tile++)
+    sum +=
+        (double)call->sum[tile * call->rows + i] * exp((double)call->maximum[tile * call->rows + i] - (double)maximum);
+  const double lse = (double)maximum + log(sum);
+  call->args->losses[call->row0 + i] = (float)(lse - (double)call->target[i]);
+  for (int64_t tile = 0; tile < call->tiles; tile++) {
+    float *factor = &call->maximum[tile * call->rows + i];
+    *factor = (float)((double)call->args->loss_scale * exp((double)*factor - lse));
+  }
+}
+
+SPT_INLINE void scale_loop(int64_t n, float factor, void *e, bool bf16) {
+#pragma omp simd
+  for (int64_t j = 0; j < n; j++) spt_store(e, j, factor * spt_load(e, j, bf16), bf16);
+}
+SPT_CLONES static void scale_row(int64_t n, float factor, void *e, spt_dtype dtype) {
+  SPT_BY_DTYPE(dtype, scale_loop, n, factor, e);
+}
+
+static void gradient_tile(const head_call *call, spt_cpu_thread *thread, int64_t tile, float *dh, bool first) {
+  const spt_head_loss_args *args = call->args;
+  const int64_t column = tile * TILE, width = spt_min(TILE, args->vocab - column), hidden = args->hidden;
+  for (int64_t i = 0; i < call->count; i++) {
+    const int64_t target = args->targets[call->row0 + i] - column;
+    void *row = spt_at(call->e, i * args->vocab + column, call->act);
+    const bool here = target >= 0 && target < width, bf16 = call->act == SPT_BF16;
+    scale_row(width, call->maximum[call->rows * tile + i], row, call->act);
+    if (here)
+      spt_store(row, target, args->loss_scale * expm1f(-args->losses[call->row0 + i]),
+                bf16); // p − 1, without cancellation
+  }
+  const spt_operand d_logits = {spt_at(call->e, column, call->act), args->vocab, call->act, false};
+  spt_operand d_logits_t = d_logits;
+  d_logits_t.transposed = true;
+  spt_cpu_gemm(thread, width, hidden, call->count, 1.0f, d_logits_t, (spt_operand){call->h, hidden, call->act, false},
+               1.0f, args->dw + column * hidden, hidden, SPT_F32);
+  spt_cpu_gemm(thread, call->count, hidden, width, 1.0f, d_logits, tile_weights(call, column, false),
+               first ? 0.0f : 1.0f, dh, hidden, SPT_F32);
+}
+
+SPT_CLONES static void add_row(int64_t n, const float *from, float *to) {
+#pragma omp simd
+  for (int64_t i = 0; i < n; i++) to[i] += from[i];
+}
+
+/* Sums the groups' dh of a piece of rows in order and goes back through the norm. */
+static void finish_piece(const head_call *call, int64_t piece) {
+  const spt_head_loss_args *args = call->args;
+  const int64_t n = args->hidden, i0 = piece * PIECE, rows = spt_min(PIECE, call->count - i0);
+  for (int64_t group = 1; group < call->groups; group++)
+    add_row(rows * n, call->dh + (group * call->rows + i0) * n, call->dh + i0 * n);
+  spt_rmsnorm_backward(rows, n, args->x + (call->row0 + i0) * n, args->gain, call->rstd + i0, call->dh + i0 * n,
+                       args->dx + (call->row0 + i0) * n, false, call->dgain + piece * n);
+}
+
+static void run_block(const head_call *call, spt_cpu_thread *thread) {
+  const spt_head_loss_args *args = call->args;
+  const int64_t n = args->hidden, pieces = spt_blocks(call->count, PIECE);
+  float *logits = call->logits + omp_get_thread_num() * call->rows * TILE;
+#pragma omp for schedule(static)
+  for (int64_t piece = 0; piece < pieces; piece++) {
+    const int64_t i0 = piece * PIECE, rows = spt_min(PIECE, call->count - i0);
+    spt_rmsnorm_forward(rows, n, args->norm_eps, args->x + (call->row0 + i0) * n, args->gain, call->rstd + i0,
+                        spt_at(call->h, i0 * n, call->act), call->act);
+  }
+#pragma omp for schedule(dynamic)
+  for (int64_t tile = 0; tile < call->tiles; tile++) score_tile(call, thread, tile, logits);
+#pragma omp for schedule(static)
+  for (int64_t i = 0; i < call->count; i++) finish_row(call, i);
+  if (!args->train) return;
+#pragma omp for schedule(dynamic)
+  for (int64_t group = 0; group < call->groups; group++) {
+    const int64_t begin = group * call->tiles / call->groups, end = (group + 1) * call->tiles / call->groups;
+    for (int64_t tile = begin; tile < end; tile++)
+      gradient_tile(call, thread, tile, call->dh + group * call->rows * n, tile == begin);
+  }
+#pragma omp for schedule(static)
+  for (int64_t piece = 0; piece < pieces; piece++) finish_piece(call, piece);
+#pragma omp for schedule(static)
+  for (int64_t i = 0; i < n; i++)
+    for (int64_t piece = 0; piece < pieces; piece++) args->dgain[i] += call->dgain[piece * n + i];
+}
+
+spt_status spt_cpu_head_loss(spt_backend *backend, const spt_head_loss_args *args) {
+  spt_cpu *cpu = spt_cpu_begin(backend);
+  head_call call = call_of(cpu, args->tokens, args->vocab);
+  call.args = args;
+  call.weights = args->weights;
+  (void)carve(cpu, &call, args->hidden, args->vocab, args->train, args->workspace);
+#pragma omp parallel num_threads(backend->threads)
+  {
+    spt_cpu_thread *thread = spt_cpu_enter(cpu);
+    head_call own = call;
+    for (own.row0 = 0; own.row0 < args->tokens; own.row0 += call.rows) {
+      own.count = spt_min(call.rows, args->tokens - own.row0);
+      run_block(&own, thread);
+    }
+  }
+  return spt_cpu_end(cpu, &backend->profile.pointwise);
+}

@@ -1,0 +1,29 @@
+#include "backend_cpu.h"
+
+spt_status spt_cpu_embedding_forward(spt_backend *backend, int64_t tokens, int64_t hidden, const int32_t *ids,
+                                     const float *table, float *x) {
+  spt_cpu *cpu = spt_cpu_begin(backend);
+#pragma omp parallel for num_threads(backend->threads) schedule(static)
+  for (int64_t i = 0; i < tokens; i++)
+    memcpy(x + i * hidden, table + (int64_t)ids[i] * hidden, (size_t)hidden * sizeof(float));
+  return spt_cpu_end(cpu, &backend->profile.pointwise);
+}
+
+/* A task owns columns, so that every row of the table is summed in the order of tokens. */
+spt_status spt_cpu_embedding_backward(spt_backend *backend, int64_t tokens, int64_t hidden, int64_t vocab,
+                                      const int32_t *ids, const float *dx, float *dtable) {
+  (void)vocab;
+  enum { COLUMNS = 64 };
+  spt_cpu *cpu = spt_cpu_begin(backend);
+#pragma omp parallel for num_threads(backend->threads) schedule(static)
+  for (int64_t begin = 0; begin < hidden; begin += COLUMNS) {
+    const int64_t count = spt_min(COLUMNS, hidden - begin);
+    for (int64_t i = 0; i < tokens; i++) {
+      float *row = dtable + (int64_t)ids[i] * hidden + begin;
+      const float *add = dx + i * hidden + begin;
+#pragma omp simd
+      for (int64_t c = 0; c < count; c++) row[c] += add[c];
+    }
+  }
+  return spt_cpu_end(cpu, &backend->profile.pointwise);
+}

@@ -1,0 +1,42 @@
+/* Single-threaded matrix products on oneDNN (2.6 and 3.x): the only file that calls it. A context belongs to one
+ * thread; it caches primitives and memory objects by shape, so that a repeated product allocates nothing. */
+#ifndef SPT_GEMM_ONEDNN_H
+#define SPT_GEMM_ONEDNN_H
+
+#include "core/backend.h"
+
+typedef struct spt_gemm_context spt_gemm_context;
+
+/* A row-major operand with leading dimension ld; `transposed` means that the product uses its transpose. */
+typedef struct spt_operand {
+  const void *data;
+  int64_t ld;
+  spt_dtype dtype;
+  bool transposed;
+} spt_operand;
+
+/* True where oneDNN multiplies bf16 fast: AMX. Follows ONEDNN_MAX_CPU_ISA. */
+bool spt_gemm_native_bf16(void);
+/* "oneDNN 2.6.3" */
+void spt_gemm_library(char *text, size_t size);
+
+/* With native_bf16 false, bf16 operands are widened and multiplied in fp32. The caller closes. Local. */
+spt_status spt_gemm_open(bool native_bf16, spt_gemm_context **context_p);
+void spt_gemm_close(spt_gemm_context **context_p);
+/* Call once by the context's thread at the start of each parallel region: keeps oneDNN on one thread, whose blocking
+ * (and so its rounding) then does not depend on the number of threads. */
+void spt_gemm_enter(void);
+/* C (m, n; leading dimension ldc) = alpha·op(A)·op(B) + beta·C, op(A) (m, k), op(B) (k, n), accumulated in fp32. A and
+ * B have one dtype; C is fp32 or that dtype. SPT_ERR_RESOURCE when oneDNN fails. */
+spt_status spt_gemm(spt_gemm_context *context, int64_t m, int64_t n, int64_t k, float alpha, spt_operand a,
+                    spt_operand b, float beta, void *c, int64_t ldc, spt_dtype c_dtype);
+/* Products so far, of these the ones that had to create a primitive or grow a buffer, and seconds in them while
+ * `timing`. */
+typedef struct spt_gemm_counts {
+  int64_t calls, misses;
+  double seconds;
+} spt_gemm_counts;
+spt_gemm_counts *spt_gemm_counters(spt_gemm_context *context);
+void spt_gemm_set_timing(spt_gemm_context *context, bool timing);
+
+#endif

@@ -1,0 +1,45 @@
+#include "flops.h"
+
+static bool orthogonalizes(spt_method method) {
+  return method == SPT_METHOD_SPECTRON || method == SPT_METHOD_MUON;
+}
+
+/* All but Newton–Schulz, of a pair of `elements` elements: counted by element. */
+static double rest_of_pair(const spt_optimizer_config *optimizer, double elements) {
+  const bool renormalizes = optimizer->method == SPT_METHOD_SPECTRON || optimizer->method == SPT_METHOD_RENORM;
+  const double momentum = 3, normalize = optimizer->method == SPT_METHOD_SGD ? 0 : 3, update = 3;
+  const double power = renormalizes ? 4 * (double)optimizer->power_steps : 0; // two matrix-vector products
+  return (momentum + normalize + power + update) * elements;
+}
+
+double spt_flops_pair(const spt_optimizer_config *optimizer, const spt_pair *pair) {
+  const double m = (double)pair->m, n = (double)pair->n, r = (double)pair->r;
+  if (!orthogonalizes(optimizer->method)) return rest_of_pair(optimizer, r * (m + n));
+  // One iteration on X (d, r), r <= d: Gram matrix 2·d·r², its square 2·r³, the product with X 2·d·r²; for both factors
+  // together:
+  return (double)optimizer->newton_schulz_steps * 4 * r * r * (m + n + r);
+}
+
+void spt_flops_count(const spt_model_config *model, const spt_optimizer_config *optimizer, const spt_params *params,
+                     spt_flops *flops_p) {
+  const double hidden = (double)model->hidden, adamw = 14;
+  spt_flops flops = {0};
+  for (int i = 0; i < params->tensor_count; i++) {
+    const spt_tensor *tensor = &params->tensors[i];
+    if (tensor->matrix >= 0) flops.matrices_forward += 2 * (double)tensor->count;
+    if (tensor->pair < 0 || optimizer->method == SPT_METHOD_ADAMW)
+      flops.optimizer_step += adamw * (double)tensor->count;
+  }
+  for (int i = 0; i < params->pair_count && optimizer->method != SPT_METHOD_ADAMW; i++) {
+    const spt_pair *pair = &params->pairs[i];
+    flops.optimizer_step += spt_flops_pair(optimizer, pair);
+    if (orthogonalizes(optimizer->method))
+      flops.optimizer_step += rest_of_pair(optimizer, (double)(pair->r * (pair->m + pair->n)));
+  }
+  // A token at position i attends to i + 1 keys: (T + 1)/2 on average, for scores and for values.
+  flops.attention_forward = (double)model->layers * 2 * 2 * hidden * ((double)model->seq_len + 1) / 2;
+  flops.head_forward = 2 * hidden * (double)model->vocab;
+  flops.train_per_token = 3 * (flops.matrices_forward + flops.attention_forward + flops.head_forward);
+  flops.six_nd_per_token = 6 * (double)params->count;
+  *flops_p = flops;
+}

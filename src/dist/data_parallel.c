@@ -1,0 +1,125 @@
+#include "data_parallel.h"
+
+#include <stdlib.h>
+#include <time.h>
+
+struct spt_data_parallel {
+  spt_comm *comm;             /* not owned */
+  const spt_shard_plan *plan; /* not owned */
+  spt_reduction reduction;
+  bool overlap;
+  float *parameters, *gradients; /* not owned */
+  spt_request **requests;        /* [bucket_count] */
+  int posted;                    /* reductions started in this step */
+  int last_stage;
+  int posted_in_backward; /* of the step that is going on */
+  spt_overlap last;       /* of the last whole step */
+};
+
+static double now(void) {
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
+
+spt_status spt_data_parallel_open(spt_comm *comm, const spt_shard_plan *plan, spt_reduction reduction, bool overlap,
+                                  float *parameters, float *gradients, spt_data_parallel **dp_p) {
+  if (plan->size != comm->size)
+    return SPT_FAIL(SPT_ERR_RESOURCE, "data-parallel step: the plan is for %d ranks, there are %d", plan->size,
+                    comm->size);
+  spt_data_parallel *dp = calloc(1, sizeof *dp);
+  spt_request **requests = calloc((size_t)plan->bucket_count + 1, sizeof *requests);
+  if (!dp || !requests) {
+    free(dp);
+    free(requests);
+    return SPT_FAIL(SPT_ERR_RESOURCE, "data-parallel step: out of memory");
+  }
+  *dp = (spt_data_parallel){.comm = comm,
+                            .plan = plan,
+                            .reduction = reduction,
+                            .overlap = overlap,
+                            .parameters = parameters,
+                            .gradients = gradients,
+                            .requests = requests};
+  if (plan->bucket_count) dp->last_stage = plan->buckets[plan->bucket_count - 1].ready_stage;
+  dp->last.buckets = plan->bucket_count;
+  *dp_p = dp;
+  return SPT_OK;
+}
+
+void spt_data_parallel_close(spt_data_parallel **dp_p) {
+  if (!*dp_p) return;
+  free((*dp_p)->requests);
+  free(*dp_p);
+  *dp_p = NULL;
+}
+
+/* Starts the reductions, in bucket order on every rank, of all buckets that are complete after `stage`. */
+static spt_status post_until(spt_data_parallel *dp, int stage) {
+  const spt_comm_ops *ops = dp->comm->ops;
+  for (; dp->posted < dp->plan->bucket_count && dp->plan->buckets[dp->posted].ready_stage <= stage; dp->posted++) {
+    const spt_bucket *bucket = &dp->plan->buckets[dp->posted];
+    float *gradients = dp->gradients + bucket->begin;
+    spt_request **request_p = &dp->requests[dp->posted];
+    if (dp->reduction == SPT_REDUCTION_ALL_REDUCE)
+      SPT_TRY(ops->all_reduce_start(dp->comm, gradients, bucket->end - bucket->begin, request_p));
+    else
+      SPT_TRY(ops->reduce_scatter_start(dp->comm, gradients, bucket->cuts, request_p));
+  }
+  return SPT_OK;
+}
+
+static spt_status grad_ready(void *context, int stage) {
+  spt_data_parallel *dp = context;
+  if (!dp->overlap || dp->comm->size == 1) return SPT_OK;
+  SPT_TRY(post_until(dp, stage));
+  if (stage < dp->last_stage) dp->posted_in_backward = dp->posted;
+  return SPT_OK;
+}
+
+static spt_status progress(void *context) {
+  spt_data_parallel *dp = context;
+  return dp->posted ? dp->comm->ops->progress(dp->comm) : SPT_OK;
+}
+
+spt_backward_hooks spt_data_parallel_hooks(spt_data_parallel *dp) {
+  return (spt_backward_hooks){.context = dp, .grad_ready = grad_ready, .progress = progress};
+}
+
+static spt_status wait_all(spt_data_parallel *dp) {
+  for (int i = 0; i < dp->plan->bucket_count; i++) SPT_TRY(dp->comm->ops->wait(dp->comm, &dp->requests[i]));
+  return SPT_OK;
+}
+
+spt_status spt_data_parallel_reduce_finish(spt_data_parallel *dp) {
+  if (dp->comm->size == 1) return SPT_OK;
+  spt_overlap overlap = {.buckets = dp->plan->bucket_count, .posted_in_backward = dp->posted_in_backward};
+  const double begin = now();
+  for (int i = 0; i < dp->posted; i++) {
+    bool done = false;
+    SPT_TRY(dp->comm->ops->test(dp->comm, &dp->requests[i], &done));
+    overlap.complete_before_wait += done;
+  }
+  SPT_TRY(post_until(dp, dp->last_stage));
+  SPT_TRY(wait_all(dp));
+  overlap.wait_seconds = now() - begin;
+  dp->posted = dp->posted_in_backward = 0;
+  dp->last = overlap;
+  return SPT_OK;
+}
+
+spt_status spt_data_parallel_gather(spt_data_parallel *dp) {
+  if (dp->comm->size == 1) return SPT_OK;
+  const double begin = now();
+  for (int i = 0; i < dp->plan->bucket_count; i++) {
+    const spt_bucket *bucket = &dp->plan->buckets[i];
+    SPT_TRY(dp->comm->ops->all_gather_start(dp->comm, dp->parameters + bucket->begin, bucket->cuts, &dp->requests[i]));
+  }
+  SPT_TRY(wait_all(dp));
+  dp->last.gather_seconds = now() - begin;
+  return SPT_OK;
+}
+
+const spt_overlap *spt_data_parallel_overlap(const spt_data_parallel *dp) {
+  return &dp->last;
+}

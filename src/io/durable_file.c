@@ -1,0 +1,161 @@
+#include "durable_file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { PATH_BYTES = 4096, COPY_BYTES = 1 << 20 };
+
+static spt_status write_failed(const char *path, const char *what, uint64_t bytes, int error) {
+  if (error == ENOSPC || error == EDQUOT)
+    return SPT_FAIL(SPT_ERR_RESOURCE,
+                    "%s: no space left on the disk (%.1f MiB needed here); free some or use another folder", path,
+                    (double)bytes / (1 << 20));
+  return SPT_FAIL(SPT_ERR_RESOURCE, "%s: %s failed: %s", path, what, strerror(error));
+}
+
+spt_status spt_file_write_at(int fd, const char *path, const void *bytes, size_t count, uint64_t offset) {
+  const unsigned char *at = bytes;
+  for (size_t left = count; left > 0;) {
+    const ssize_t n = pwrite(fd, at, left, (off_t)offset);
+    if (n < 0 && errno == EINTR) continue;
+    if (n <= 0) return write_failed(path, "writing", count, n < 0 ? errno : EIO);
+    at += n;
+    offset += (uint64_t)n;
+    left -= (size_t)n;
+  }
+  return SPT_OK;
+}
+
+spt_status spt_file_read_at(int fd, const char *path, void *bytes, size_t count, uint64_t offset) {
+  unsigned char *at = bytes;
+  for (size_t left = count; left > 0;) {
+    const ssize_t n = pread(fd, at, left, (off_t)offset);
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) return SPT_FAIL(SPT_ERR_DATA, "%s: reading failed: %s", path, strerror(errno));
+    if (n == 0) return SPT_FAIL(SPT_ERR_DATA, "%s: ends early, at byte %llu", path, (unsigned long long)offset);
+    at += n;
+    offset += (uint64_t)n;
+    left -= (size_t)n;
+  }
+  return SPT_OK;
+}
+
+spt_status spt_file_reserve(int fd, const char *path, uint64_t bytes) {
+  int error = 0;
+#ifdef __linux__ // glibc's posix_fallocate would write a byte into every block where the file system has no such call
+  while (fallocate(fd, 0, 0, (off_t)bytes) != 0) {
+    error = errno;
+    if (error != EINTR) break;
+    error = 0;
+  }
+#else
+  error = posix_fallocate(fd, 0, (off_t)bytes);
+#endif
+  if (error == EOPNOTSUPP || error == EINVAL || error == ENOSYS) error = ftruncate(fd, (off_t)bytes) == 0 ? 0 : errno;
+  return error == 0 ? SPT_OK : write_failed(path, "reserving space", bytes, error);
+}
+
+spt_status spt_file_sync_folder(const char *path) {
+  char folder[PATH_BYTES];
+  if (strlen(path) >= sizeof folder) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: path too long", path);
+  const char *slash = strrchr(path, '/');
+  if (!slash)
+    strcpy(folder, ".");
+  else
+    snprintf(folder, sizeof folder, "%.*s", slash == path ? 1 : (int)(slash - path), path);
+  const int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (fd < 0) return write_failed(folder, "opening the folder", 0, errno);
+  const int error = fsync(fd) == 0 || errno == EINVAL ? 0 : errno; // EINVAL: this file system has no fsync for folders
+  close(fd);
+  return error == 0 ? SPT_OK : write_failed(folder, "fsync of the folder", 0, error);
+}
+
+spt_status spt_file_publish(int *fd_p, const char *part, const char *path) {
+  const int fd = *fd_p;
+  spt_status status = SPT_OK;
+  if (fsync(fd) != 0) status = write_failed(part, "fsync", 0, errno);
+  if (close(fd) != 0 && status == SPT_OK) status = write_failed(part, "close", 0, errno);
+  *fd_p = -1;
+  if (status == SPT_OK && rename(part, path) != 0) status = write_failed(path, "renaming the finished file", 0, errno);
+  if (status != SPT_OK) {
+    unlink(part);
+    return status;
+  }
+  return spt_file_sync_folder(path);
+}
+
+static spt_status open_part(const char *path, char part[PATH_BYTES], int *fd_p) {
+  if (snprintf(part, PATH_BYTES, "%s.part", path) >= PATH_BYTES)
+    return SPT_FAIL(SPT_ERR_RESOURCE, "%s: path too long", path);
+  *fd_p = open(part, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  return *fd_p >= 0 ? SPT_OK : write_failed(part, "creating", 0, errno);
+}
+
+static spt_status publish_or_remove(spt_status status, int fd, const char *part, const char *path) {
+  if (status == SPT_OK) return spt_file_publish(&fd, part, path);
+  close(fd);
+  unlink(part);
+  return status;
+}
+
+spt_status spt_file_replace(const char *path, const void *bytes, size_t count) {
+  char part[PATH_BYTES];
+  int fd;
+  SPT_TRY(open_part(path, part, &fd));
+  return publish_or_remove(spt_file_write_at(fd, part, bytes, count, 0), fd, part, path);
+}
+
+spt_status spt_file_copy(const char *from, const char *to) {
+  char part[PATH_BYTES];
+  struct stat info;
+  int fd = -1;
+  const int source = open(from, O_RDONLY | O_CLOEXEC);
+  if (source < 0 || fstat(source, &info) != 0) {
+    const int error = errno;
+    if (source >= 0) close(source);
+    return SPT_FAIL(SPT_ERR_DATA, "%s: opening failed: %s", from, strerror(error));
+  }
+  spt_status status = open_part(to, part, &fd);
+  if (status == SPT_OK) {
+    unsigned char *buffer = malloc(COPY_BYTES);
+    status = buffer ? spt_file_reserve(fd, part, (uint64_t)info.st_size)
+                    : SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for a copy", to);
+    for (off_t at = 0; status == SPT_OK && at < info.st_size; at += COPY_BYTES) {
+      const size_t count = (size_t)(info.st_size - at < COPY_BYTES ? info.st_size - at : COPY_BYTES);
+      status = spt_file_read_at(source, from, buffer, count, (uint64_t)at);
+      if (status == SPT_OK) status = spt_file_write_at(fd, part, buffer, count, (uint64_t)at);
+    }
+    free(buffer);
+    status = publish_or_remove(status, fd, part, to);
+  }
+  close(source);
+  return status;
+}
+
+spt_status spt_file_read_all(const char *path, char **bytes_p, size_t *count_p) {
+  struct stat info;
+  const int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return SPT_FAIL(SPT_ERR_DATA, "%s: opening failed: %s", path, strerror(errno));
+  spt_status status = SPT_OK;
+  char *bytes = NULL;
+  if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode))
+    status = SPT_FAIL(SPT_ERR_DATA, "%s: not a regular file", path);
+  else if (!(bytes = malloc((size_t)info.st_size + 1)))
+    status = SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory (%lld bytes)", path, (long long)info.st_size);
+  else
+    status = spt_file_read_at(fd, path, bytes, (size_t)info.st_size, 0);
+  close(fd);
+  if (status != SPT_OK) {
+    free(bytes);
+    return status;
+  }
+  bytes[info.st_size] = '\0';
+  *bytes_p = bytes;
+  *count_p = (size_t)info.st_size;
+  return SPT_OK;
+}

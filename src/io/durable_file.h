@@ -1,0 +1,28 @@
+/* Whole reads and writes at an offset, and files that appear under their name only when they are durable: write
+ * `path`.part, fsync, close, rename, fsync the folder. SPT_ERR_RESOURCE for writing (path, reason, bytes needed),
+ * SPT_ERR_DATA for reading. */
+#ifndef SPT_DURABLE_FILE_H
+#define SPT_DURABLE_FILE_H
+
+#include "core/status.h"
+
+#include <stdint.h>
+
+spt_status spt_file_write_at(int fd, const char *path, const void *bytes, size_t count, uint64_t offset);
+spt_status spt_file_read_at(int fd, const char *path, void *bytes, size_t count, uint64_t offset);
+/* Reserves disk space for [0, bytes), so that a full disk shows now and not half way; where the file system cannot,
+ * only sets the length. */
+spt_status spt_file_reserve(int fd, const char *path, uint64_t bytes);
+/* fsyncs the folder that holds `path`. */
+spt_status spt_file_sync_folder(const char *path);
+/* fsync, close (*fd_p becomes −1, also on failure), rename `part` to `path`, fsync the folder. `part` is removed on
+ * failure. */
+spt_status spt_file_publish(int *fd_p, const char *part, const char *path);
+/* `path` holds these bytes, or, on failure, what it held before. */
+spt_status spt_file_replace(const char *path, const void *bytes, size_t count);
+/* `to` becomes a durable copy of `from`. */
+spt_status spt_file_copy(const char *from, const char *to);
+/* The whole file, NUL-terminated and malloc'ed. */
+spt_status spt_file_read_all(const char *path, char **bytes_p, size_t *count_p);
+
+#endif

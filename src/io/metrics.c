@@ -1,0 +1,286 @@
+#include "metrics.h"
+
+#include "durable_file.h"
+#include "hdf5_util.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <jansson.h>
+#include <math.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef enum { COUNT, NUMBER } field_kind;
+typedef struct field {
+  const char *key;
+  field_kind kind;
+  bool validation; /* only where it was taken */
+  size_t offset;
+} field;
+#define FIELD(key, kind, validation)                                                                                   \
+  { #key, kind, validation, offsetof(spt_metric_record, key) }
+
+/* One table writes, reads and converts. In the order of a line. */
+static const field fields[] = {
+    FIELD(step, COUNT, false),
+    FIELD(tokens, COUNT, false),
+    FIELD(loss, NUMBER, false),
+    FIELD(lr, NUMBER, false),
+    FIELD(grad_norm, NUMBER, false),
+    FIELD(tokens_per_second, NUMBER, false),
+    FIELD(step_seconds, NUMBER, false),
+    FIELD(data_wait_seconds, NUMBER, false),
+    FIELD(model_flops_per_second, NUMBER, false),
+    FIELD(reduce_wait_seconds, NUMBER, false),
+    FIELD(gather_seconds, NUMBER, false),
+    FIELD(optimizer_seconds, NUMBER, false),
+    FIELD(reduce_bytes, COUNT, false),
+    FIELD(reduce_messages, COUNT, false),
+    FIELD(gather_bytes, COUNT, false),
+    FIELD(gather_messages, COUNT, false),
+    FIELD(validation_loss, NUMBER, true),
+    FIELD(perplexity, NUMBER, true),
+    FIELD(bits_per_byte, NUMBER, true),
+};
+enum { FIELDS = sizeof fields / sizeof *fields };
+
+struct spt_metrics {
+  char *jsonl, *hdf5; /* paths */
+  int fd;
+  uint64_t bytes;             /* of whole lines */
+  spt_metric_record *records; /* all, for metrics.h5 */
+  int64_t count, capacity;
+};
+
+static double get_number(const spt_metric_record *record, const field *field) {
+  const char *at = (const char *)record + field->offset;
+  return field->kind == COUNT ? (double)*(const int64_t *)(const void *)at : *(const double *)(const void *)at;
+}
+
+/* ---- lines ---- */
+
+static json_t *to_json(const spt_metric_record *record) {
+  json_t *line = json_object();
+  for (int i = 0; line && i < FIELDS; i++) {
+    if (fields[i].validation && !record->validated) continue;
+    const char *at = (const char *)record + fields[i].offset;
+    const double number = get_number(record, &fields[i]);
+    json_t *value = fields[i].kind == COUNT ? json_integer(*(const int64_t *)(const void *)at)
+                    : isfinite(number)      ? json_real(number)
+                                            : json_null();
+    if (json_object_set_new(line, fields[i].key, value) != 0) { // takes the value, NULL included
+      json_decref(line);
+      return NULL;
+    }
+  }
+  return line;
+}
+
+/* Keys that are not there read as 0, null as NAN; unknown keys are left alone. */
+static bool from_json(const json_t *line, spt_metric_record *record) {
+  memset(record, 0, sizeof *record);
+  if (!json_is_integer(json_object_get(line, "step"))) return false;
+  for (int i = 0; i < FIELDS; i++) {
+    const json_t *value = json_object_get(line, fields[i].key);
+    char *at = (char *)record + fields[i].offset;
+    if (fields[i].kind == COUNT)
+      *(int64_t *)(void *)at = value ? json_integer_value(value) : 0;
+    else
+      *(double *)(void *)at = json_is_null(value) ? NAN : json_number_value(value);
+  }
+  record->validated = json_object_get(line, "validation_loss") != NULL;
+  return true;
+}
+
+static spt_status push(spt_metric_record **records_p, int64_t *count_p, int64_t *capacity_p,
+                       const spt_metric_record *record) {
+  if (*count_p == *capacity_p) {
+    const int64_t capacity = *capacity_p ? 2 * *capacity_p : 256;
+    spt_metric_record *records = realloc(*records_p, (size_t)capacity * sizeof *records);
+    if (!records) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for %lld metric records", (long long)capacity);
+    *records_p = records;
+    *capacity_p = capacity;
+  }
+  (*records_p)[(*count_p)++] = *record;
+  return SPT_OK;
+}
+
+/* Records up to `last_step`; *bytes_p is the length of their lines. A damaged last line (a writer was killed) is left
+ * out. */
+static spt_status parse(const char *path, int64_t last_step, spt_metric_record **records_p, int64_t *count_p,
+                        int64_t *capacity_p, uint64_t *bytes_p) {
+  char *text;
+  size_t size;
+  SPT_TRY(spt_file_read_all(path, &text, &size));
+  spt_status status = SPT_OK;
+  size_t at = 0;
+  for (int number = 1; at < size; number++) {
+    const char *end = memchr(text + at, '\n', size - at);
+    const size_t length = end ? (size_t)(end - (text + at)) : size - at;
+    json_t *line = end ? json_loadb(text + at, length, JSON_REJECT_DUPLICATES, NULL) : NULL;
+    spt_metric_record record;
+    const bool fine = line && from_json(line, &record);
+    json_decref(line);
+    if (!fine) {
+      if (end && at + length + 1 < size)
+        status = SPT_FAIL(SPT_ERR_DATA, "%s:%d: not a metric record (one JSON object with a step); remove that line",
+                          path, number);
+      break;
+    }
+    if (record.step > last_step) break;
+    if ((status = push(records_p, count_p, capacity_p, &record)) != SPT_OK) break;
+    at += length + 1;
+  }
+  free(text);
+  *bytes_p = at;
+  return status;
+}
+
+spt_status spt_metrics_read(const char *path, spt_metric_record **records_p, int64_t *count_p) {
+  spt_metric_record *records = NULL;
+  int64_t count = 0, capacity = 0;
+  uint64_t bytes;
+  const spt_status status = parse(path, INT64_MAX, &records, &count, &capacity, &bytes);
+  if (status != SPT_OK) {
+    free(records);
+    return status;
+  }
+  *records_p = records;
+  *count_p = count;
+  return SPT_OK;
+}
+
+/* ---- the run's series ---- */
+
+static char *join(const char *folder, const char *name) {
+  const size_t bytes = strlen(folder) + strlen(name) + 2;
+  char *path = malloc(bytes);
+  if (path) snprintf(path, bytes, "%s/%s", folder, name);
+  return path;
+}
+
+static spt_status open_files(spt_metrics *metrics, int64_t step) {
+  metrics->fd = open(metrics->jsonl, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+  if (metrics->fd < 0) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: opening failed: %s", metrics->jsonl, strerror(errno));
+  if (step > 0)
+    SPT_TRY(parse(metrics->jsonl, step, &metrics->records, &metrics->count, &metrics->capacity, &metrics->bytes));
+  if (ftruncate(metrics->fd, (off_t)metrics->bytes) != 0)
+    return SPT_FAIL(SPT_ERR_RESOURCE, "%s: cutting at step %lld failed: %s", metrics->jsonl, (long long)step,
+                    strerror(errno));
+  return SPT_OK;
+}
+
+spt_status spt_metrics_open(const char *folder, int64_t step, spt_metrics **metrics_p) {
+  spt_metrics *metrics = calloc(1, sizeof *metrics);
+  if (!metrics) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for metrics", folder);
+  metrics->fd = -1;
+  metrics->jsonl = join(folder, "metrics.jsonl");
+  metrics->hdf5 = join(folder, "metrics.h5");
+  const spt_status status = metrics->jsonl && metrics->hdf5
+                                ? open_files(metrics, step)
+                                : SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for metrics", folder);
+  if (status != SPT_OK) {
+    spt_metrics_close(&metrics);
+    return status;
+  }
+  *metrics_p = metrics;
+  return SPT_OK;
+}
+
+void spt_metrics_close(spt_metrics **metrics_p) {
+  spt_metrics *metrics = *metrics_p;
+  if (!metrics) return;
+  if (metrics->fd >= 0) close(metrics->fd);
+  free(metrics->records);
+  free(metrics->hdf5);
+  free(metrics->jsonl);
+  free(metrics);
+  *metrics_p = NULL;
+}
+
+spt_status spt_metrics_append(spt_metrics *metrics, const spt_metric_record *record) {
+  json_t *object = to_json(record);
+  char *line = object ? json_dumps(object, JSON_COMPACT | JSON_PRESERVE_ORDER) : NULL;
+  json_decref(object);
+  if (!line) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for a line", metrics->jsonl);
+  const size_t length = strlen(line);
+  line[length] = '\n'; // in place of the NUL: one write, so that a reader sees whole lines
+  spt_status status = spt_file_write_at(metrics->fd, metrics->jsonl, line, length + 1, metrics->bytes);
+  free(line);
+  if (status == SPT_OK) status = push(&metrics->records, &metrics->count, &metrics->capacity, record);
+  if (status == SPT_OK)
+    metrics->bytes += length + 1;
+  else if (ftruncate(metrics->fd, (off_t)metrics->bytes) != 0)
+    return status; // the torn line is left out by every reader, and cut by the next append
+  return status;
+}
+
+/* ---- metrics.h5 ---- */
+
+/* One 1-D array of doubles: the field over all records, or over those validated. */
+static bool put_series(hid_t group, const spt_metrics *metrics, const field *field, const char *name, bool validated,
+                       double *values) {
+  hsize_t count = 0;
+  for (int64_t i = 0; i < metrics->count; i++)
+    if (!validated || metrics->records[i].validated) values[count++] = get_number(&metrics->records[i], field);
+  const hid_t space = H5Screate_simple(1, &count, NULL);
+  const hid_t set =
+      space < 0 ? -1 : H5Dcreate2(group, name, H5T_IEEE_F64LE, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+  bool fine = set >= 0 && (count == 0 || H5Dwrite(set, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, values) >= 0);
+  if (set >= 0) fine = H5Dclose(set) >= 0 && fine;
+  if (space >= 0) H5Sclose(space);
+  return fine;
+}
+
+static bool put_all(hid_t file, const spt_metrics *metrics, double *values) {
+  const hid_t group = H5Gcreate2(file, "/validation", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+  bool fine = group >= 0;
+  for (int i = 0; fine && i < FIELDS; i++) {
+    const bool axis = strcmp(fields[i].key, "step") == 0 || strcmp(fields[i].key, "tokens") == 0;
+    if (!fields[i].validation) fine = put_series(file, metrics, &fields[i], fields[i].key, false, values);
+    if (fine && (fields[i].validation || axis))
+      fine = put_series(group, metrics, &fields[i], fields[i].key, true, values);
+  }
+  if (group >= 0) fine = H5Gclose(group) >= 0 && fine;
+  return fine;
+}
+
+/* The file as bytes, made in memory: HDF5 never meets a full disk. */
+static bool make_image(const spt_metrics *metrics, double *values, void **image_p, size_t *bytes_p) {
+  const hid_t access = H5Pcreate(H5P_FILE_ACCESS);
+  hid_t file = -1;
+  if (access >= 0 && H5Pset_fapl_core(access, 1 << 20, false) >= 0)
+    file = H5Fcreate("metrics.h5", H5F_ACC_TRUNC, H5P_DEFAULT, access);
+  bool fine = file >= 0 && put_all(file, metrics, values) && H5Fflush(file, H5F_SCOPE_GLOBAL) >= 0;
+  const ssize_t bytes = fine ? H5Fget_file_image(file, NULL, 0) : -1;
+  void *image = bytes > 0 ? malloc((size_t)bytes) : NULL;
+  fine = image && H5Fget_file_image(file, image, (size_t)bytes) == bytes;
+  if (file >= 0) H5Fclose(file);
+  if (access >= 0) H5Pclose(access);
+  if (!fine) {
+    free(image);
+    return false;
+  }
+  *image_p = image;
+  *bytes_p = (size_t)bytes;
+  return true;
+}
+
+spt_status spt_metrics_write_hdf5(spt_metrics *metrics) {
+  spt_hdf5_quiet();
+  if (fsync(metrics->fd) != 0)
+    return SPT_FAIL(SPT_ERR_RESOURCE, "%s: fsync failed: %s", metrics->jsonl, strerror(errno));
+  double *values = malloc(((size_t)metrics->count + 1) * sizeof *values);
+  void *image = NULL;
+  size_t bytes = 0;
+  spt_status status = SPT_OK;
+  if (!values || !make_image(metrics, values, &image, &bytes))
+    status = SPT_FAIL(SPT_ERR_RESOURCE, "%s: the HDF5 library cannot make it (out of memory?)", metrics->hdf5);
+  if (status == SPT_OK) status = spt_file_replace(metrics->hdf5, image, bytes);
+  free(image);
+  free(values);
+  return status;
+}

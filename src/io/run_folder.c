@@ -1,0 +1,380 @@
+#include "run_folder.h"
+
+#include "checkpoint_internal.h"
+#include "durable_file.h"
+
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { FOLDER_MAX = SPT_PATH_MAX - 48 }; // room for "/checkpoints/step-….h5.part"
+
+struct spt_run_folder {
+  char output[FOLDER_MAX];
+  char lock[SPT_PATH_MAX];
+  int lock_fd;
+};
+
+/* ---- lock ---- */
+
+typedef struct holder {
+  char host[128], job[64]; /* job "-": none */
+  long process;
+} holder;
+
+static holder this_process(void) {
+  holder me = {.process = (long)getpid()};
+  if (gethostname(me.host, sizeof me.host - 1) != 0 || me.host[0] == '\0') strcpy(me.host, "unknown");
+  const char *job = getenv("SLURM_JOB_ID");
+  snprintf(me.job, sizeof me.job, "%s", job && *job ? job : "-");
+  return me;
+}
+
+static bool read_holder(int fd, holder *holder_p) {
+  char text[512];
+  const ssize_t bytes = pread(fd, text, sizeof text - 1, 0);
+  if (bytes <= 0) return false;
+  text[bytes] = '\0';
+  return sscanf(text, "host %127s process %ld slurm_job %63s", holder_p->host, &holder_p->process, holder_p->job) == 3;
+}
+
+static spt_status in_use(const char *lock, const holder *by, bool known, const char *remedy) {
+  if (!known) return SPT_FAIL(SPT_ERR_USAGE, "%s: another run uses this folder; %s", lock, remedy);
+  return SPT_FAIL(SPT_ERR_USAGE, "%s: another run uses this folder: host %s, process %ld, Slurm job %s; %s", lock,
+                  by->host, by->process, by->job, remedy);
+}
+
+/* Whether a lock file that nobody on this host holds may be taken. The kernel's lock says nothing of other hosts on
+ * many network file systems. */
+static spt_status judge_leftover(const char *lock, int fd, bool kernel_lock) {
+  const holder me = this_process();
+  holder before;
+  if (!read_holder(fd, &before)) return SPT_OK; // empty or torn: its writer died before it began
+  if (strcmp(before.job, "-") != 0 && strcmp(before.job, me.job) == 0)
+    return SPT_OK; // Slurm requeued the job: its earlier processes are gone
+  if (strcmp(before.host, me.host) != 0) return in_use(lock, &before, true, "if that run is dead, remove this file");
+  if (kernel_lock || (kill((pid_t)before.process, 0) != 0 && errno == ESRCH)) return SPT_OK;
+  return in_use(lock, &before, true, "wait for it or choose another output");
+}
+
+static spt_status write_holder(const char *lock, int fd) {
+  const holder me = this_process();
+  char text[512], when[32] = "";
+  const time_t now = time(NULL);
+  struct tm utc;
+  if (gmtime_r(&now, &utc)) strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", &utc);
+  const int bytes =
+      snprintf(text, sizeof text, "host %s process %ld slurm_job %s since %s\n", me.host, me.process, me.job, when);
+  if (ftruncate(fd, 0) != 0) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: writing failed: %s", lock, strerror(errno));
+  return spt_file_write_at(fd, lock, text, (size_t)bytes, 0);
+}
+
+/* *again_p: the file was unlinked by its last holder between open and lock. */
+static spt_status try_lock(const char *lock, int fd, bool *again_p) {
+  const bool kernel_lock = flock(fd, LOCK_EX | LOCK_NB) == 0;
+  if (!kernel_lock && errno == EWOULDBLOCK) {
+    holder by;
+    const bool known = read_holder(fd, &by);
+    return in_use(lock, &by, known, "wait for it or choose another output");
+  }
+  struct stat opened, named;
+  *again_p = fstat(fd, &opened) != 0 || stat(lock, &named) != 0 || opened.st_ino != named.st_ino ||
+             opened.st_dev != named.st_dev;
+  if (*again_p) return SPT_OK;
+  SPT_TRY(judge_leftover(lock, fd, kernel_lock));
+  return write_holder(lock, fd);
+}
+
+static spt_status take_lock(spt_run_folder *folder) {
+  for (int attempt = 0; attempt < 100; attempt++) {
+    const int fd = open(folder->lock, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (fd < 0)
+      return SPT_FAIL(SPT_ERR_USAGE, "%s: cannot be created: %s; choose another run.output", folder->lock,
+                      strerror(errno));
+    bool again = false;
+    const spt_status status = try_lock(folder->lock, fd, &again);
+    if (status == SPT_OK && !again) {
+      folder->lock_fd = fd;
+      return SPT_OK;
+    }
+    close(fd);
+    if (status != SPT_OK) return status;
+  }
+  return SPT_FAIL(SPT_ERR_USAGE, "%s: other runs keep taking this folder", folder->lock);
+}
+
+/* ---- listing ---- */
+
+typedef struct listing {
+  int64_t *steps; /* descending */
+  size_t count, capacity;
+  bool best;
+} listing;
+
+/* Exactly the names this program writes. */
+static bool parse_name(const char *name, int64_t *step_p) {
+  char again[64];
+  long long step;
+  if (sscanf(name, "step-%lld.h5", &step) != 1 || step < 0) return false;
+  snprintf(again, sizeof again, "step-%08lld.h5", step);
+  *step_p = step;
+  return strcmp(again, name) == 0;
+}
+
+static int descending(const void *left, const void *right) {
+  const int64_t a = *(const int64_t *)left, b = *(const int64_t *)right;
+  return (a < b) - (a > b);
+}
+
+static void checkpoints_folder(const char *output, char path[SPT_PATH_MAX]) {
+  snprintf(path, SPT_PATH_MAX, "%s/checkpoints", output);
+}
+
+static void step_path(const char *output, int64_t step, char path[SPT_PATH_MAX]) {
+  snprintf(path, SPT_PATH_MAX, "%s/checkpoints/step-%08lld.h5", output, (long long)step);
+}
+
+static spt_status list(const char *output, listing *listing_p) {
+  char path[SPT_PATH_MAX];
+  checkpoints_folder(output, path);
+  *listing_p = (listing){0};
+  DIR *folder = opendir(path);
+  if (!folder) {
+    if (errno == ENOENT) return SPT_OK;
+    return SPT_FAIL(SPT_ERR_RESOURCE, "%s: cannot be read: %s", path, strerror(errno));
+  }
+  spt_status status = SPT_OK;
+  for (struct dirent *entry; status == SPT_OK && (entry = readdir(folder));) {
+    int64_t step;
+    if (strcmp(entry->d_name, "best.h5") == 0) listing_p->best = true;
+    if (!parse_name(entry->d_name, &step)) continue;
+    if (listing_p->count == listing_p->capacity) {
+      const size_t capacity = listing_p->capacity ? 2 * listing_p->capacity : 16;
+      int64_t *steps = realloc(listing_p->steps, capacity * sizeof *steps);
+      if (!steps) {
+        status = SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for its listing", path);
+        break;
+      }
+      listing_p->steps = steps;
+      listing_p->capacity = capacity;
+    }
+    listing_p->steps[listing_p->count++] = step;
+  }
+  closedir(folder);
+  if (listing_p->count > 1) qsort(listing_p->steps, listing_p->count, sizeof *listing_p->steps, descending);
+  return status;
+}
+
+/* ---- open, close ---- */
+
+static spt_status make_folders(const char *path) {
+  char prefix[SPT_PATH_MAX];
+  snprintf(prefix, sizeof prefix, "%s", path);
+  for (char *at = prefix + 1;; at++) {
+    if (*at != '/' && *at != '\0') continue;
+    const char end = *at;
+    *at = '\0';
+    if (mkdir(prefix, 0777) != 0 && errno != EEXIST)
+      return SPT_FAIL(SPT_ERR_USAGE, "%s: cannot be created: %s; choose another run.output", prefix, strerror(errno));
+    if (end == '\0') return SPT_OK;
+    *at = end;
+  }
+}
+
+static spt_status refuse_checkpoints(const char *output) {
+  listing found;
+  spt_status status = list(output, &found);
+  if (status == SPT_OK && (found.count > 0 || found.best))
+    status = SPT_FAIL(
+        SPT_ERR_USAGE,
+        "%s: holds checkpoints of an earlier run; add --resume to go on with it, or choose another run.output", output);
+  free(found.steps);
+  return status;
+}
+
+static spt_status open_folder(spt_run_folder *folder, bool resume) {
+  char path[SPT_PATH_MAX];
+  checkpoints_folder(folder->output, path);
+  SPT_TRY(make_folders(path));
+  struct stat info;
+  if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode))
+    return SPT_FAIL(SPT_ERR_USAGE, "%s: is not a folder; choose another run.output", path);
+  snprintf(folder->lock, sizeof folder->lock, "%s/lock", folder->output);
+  SPT_TRY(take_lock(folder));
+  return resume ? SPT_OK : refuse_checkpoints(folder->output);
+}
+
+spt_status spt_run_folder_open(const char *output, bool resume, spt_run_folder **folder_p) {
+  size_t length = strlen(output);
+  while (length > 1 && output[length - 1] == '/') length--;
+  if (length == 0 || length >= FOLDER_MAX)
+    return SPT_FAIL(SPT_ERR_USAGE, "run.output: '%s' is empty or longer than %d bytes", output, FOLDER_MAX - 1);
+  spt_run_folder *folder = calloc(1, sizeof *folder);
+  if (!folder) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory", output);
+  memcpy(folder->output, output, length);
+  folder->lock_fd = -1;
+  const spt_status status = open_folder(folder, resume);
+  if (status != SPT_OK) {
+    spt_run_folder_close(&folder);
+    return status;
+  }
+  *folder_p = folder;
+  return SPT_OK;
+}
+
+void spt_run_folder_close(spt_run_folder **folder_p) {
+  spt_run_folder *folder = *folder_p;
+  if (!folder) return;
+  if (folder->lock_fd >= 0) {
+    unlink(folder->lock); // while it is still locked: a waiting opener sees that its file is gone and tries again
+    close(folder->lock_fd);
+  }
+  free(folder);
+  *folder_p = NULL;
+}
+
+spt_status spt_run_folder_write_job(spt_run_folder *folder, const char *text) {
+  char path[SPT_PATH_MAX];
+  snprintf(path, sizeof path, "%s/job.toml", folder->output);
+  return spt_file_replace(path, text, strlen(text));
+}
+
+void spt_run_folder_checkpoint_path(const spt_run_folder *folder, int64_t step, char path[SPT_PATH_MAX]) {
+  step_path(folder->output, step, path);
+}
+
+/* ---- checkpoints ---- */
+
+spt_status spt_run_folder_find(const char *output, char newest[SPT_PATH_MAX], char best[SPT_PATH_MAX]) {
+  listing found;
+  const spt_status status = list(output, &found);
+  newest[0] = best[0] = '\0';
+  if (status == SPT_OK && found.count > 0) step_path(output, found.steps[0], newest);
+  if (status == SPT_OK && found.best) snprintf(best, SPT_PATH_MAX, "%s/checkpoints/best.h5", output);
+  free(found.steps);
+  return status;
+}
+
+/* step < 0: any. */
+static spt_status open_intact(const char *path, int64_t step, spt_checkpoint **checkpoint_p) {
+  spt_checkpoint *checkpoint = NULL;
+  spt_status status = spt_checkpoint_open(path, &checkpoint);
+  if (status == SPT_OK && step >= 0 && spt_checkpoint_header_of(checkpoint)->step != step)
+    status = SPT_FAIL(SPT_ERR_DATA, "%s: holds step %lld: it was renamed or exchanged", path,
+                      (long long)spt_checkpoint_header_of(checkpoint)->step);
+  if (status == SPT_OK) status = spt_checkpoint_verify(checkpoint);
+  if (status == SPT_OK)
+    *checkpoint_p = checkpoint;
+  else
+    spt_checkpoint_close(&checkpoint);
+  return status;
+}
+
+static void add_warning(char *warning, size_t size, const char *text) {
+  if (!warning || size == 0) return;
+  const size_t used = strlen(warning);
+  snprintf(warning + used, size - used, "%sskipped %s", used ? "\n" : "", text);
+}
+
+spt_status spt_run_folder_newest(const spt_run_folder *folder, spt_checkpoint **checkpoint_p, char *warning,
+                                 size_t warning_size) {
+  listing found;
+  *checkpoint_p = NULL;
+  if (warning && warning_size > 0) warning[0] = '\0';
+  spt_status status = list(folder->output, &found);
+  const size_t candidates = found.count + found.best;
+  for (size_t i = 0; status == SPT_OK && !*checkpoint_p && i < candidates; i++) {
+    char path[SPT_PATH_MAX];
+    const int64_t step = i < found.count ? found.steps[i] : -1; // the best last: a step file is as new or newer
+    if (step >= 0)
+      step_path(folder->output, step, path);
+    else
+      snprintf(path, sizeof path, "%s/checkpoints/best.h5", folder->output);
+    const spt_status opened = open_intact(path, step, checkpoint_p);
+    if (opened == SPT_ERR_DATA)
+      add_warning(warning, warning_size, spt_error_message());
+    else
+      status = opened;
+  }
+  if (status == SPT_OK && !*checkpoint_p && candidates > 0)
+    status =
+        SPT_FAIL(SPT_ERR_DATA, "%s/checkpoints: none of %zu checkpoint files is intact; remove them to start afresh",
+                 folder->output, candidates);
+  free(found.steps);
+  return status;
+}
+
+static spt_status replace_best(const spt_run_folder *folder, const char *path) {
+  char best[SPT_PATH_MAX], part[SPT_PATH_MAX];
+  snprintf(best, sizeof best, "%s/checkpoints/best.h5", folder->output);
+  snprintf(part, sizeof part, "%s/checkpoints/best.h5.part", folder->output);
+  unlink(part);
+  if (link(path, part) != 0) return spt_file_copy(path, best); // no hard links here
+  if (rename(part, best) != 0) {
+    const int error = errno;
+    unlink(part);
+    return SPT_FAIL(SPT_ERR_RESOURCE, "%s: renaming failed: %s", best, strerror(error));
+  }
+  unlink(part); // rename does nothing when both names were the same file already
+  return spt_file_sync_folder(best);
+}
+
+/* Removes what this program wrote under this name: a regular file that begins like a checkpoint. */
+static spt_status remove_ours(const char *path) {
+  unsigned char head[8];
+  struct stat info;
+  if (lstat(path, &info) != 0 || !S_ISREG(info.st_mode)) return SPT_OK;
+  const int fd = open(path, O_RDONLY | O_CLOEXEC);
+  if (fd < 0) return SPT_OK;
+  const bool ours = pread(fd, head, sizeof head, 0) == (ssize_t)sizeof head && spt_seal_has_magic(head);
+  close(fd);
+  if (ours && unlink(path) != 0 && errno != ENOENT)
+    return SPT_FAIL(SPT_ERR_RESOURCE, "%s: removing an old checkpoint failed: %s", path, strerror(errno));
+  return SPT_OK;
+}
+
+/* Leftovers of killed saves. No save is under way when this runs. */
+static spt_status remove_parts(const spt_run_folder *folder) {
+  char path[SPT_PATH_MAX];
+  checkpoints_folder(folder->output, path);
+  DIR *entries = opendir(path);
+  if (!entries) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: cannot be read: %s", path, strerror(errno));
+  for (struct dirent *entry; (entry = readdir(entries));) {
+    const size_t length = strlen(entry->d_name);
+    char name[64];
+    int64_t step;
+    if (length <= 5 || length >= sizeof name || strcmp(entry->d_name + length - 5, ".part") != 0) continue;
+    snprintf(name, sizeof name, "%.*s", (int)(length - 5), entry->d_name);
+    if (strcmp(name, "best.h5") == 0 || parse_name(name, &step)) unlinkat(dirfd(entries), entry->d_name, 0);
+  }
+  closedir(entries);
+  return SPT_OK;
+}
+
+spt_status spt_run_folder_after_save(spt_run_folder *folder, const char *path, bool best, int64_t keep) {
+  const char *name = strrchr(path, '/');
+  int64_t saved;
+  if (!parse_name(name ? name + 1 : path, &saved))
+    return SPT_FAIL(SPT_ERR_USAGE, "%s: not a checkpoint of %s", path, folder->output);
+  if (best) SPT_TRY(replace_best(folder, path));
+  listing found;
+  spt_status status = list(folder->output, &found);
+  int64_t kept = 0;
+  for (size_t i = 0; status == SPT_OK && i < found.count; i++) {
+    // Files of later steps are another time line's (a resume from an older checkpoint): neither counted nor touched.
+    if (found.steps[i] > saved || kept++ < (keep < 1 ? 1 : keep)) continue;
+    char old[SPT_PATH_MAX];
+    step_path(folder->output, found.steps[i], old);
+    status = remove_ours(old);
+  }
+  free(found.steps);
+  return status == SPT_OK ? remove_parts(folder) : status;
+}

@@ -1,0 +1,277 @@
+/* spectron-dist: the trainer. Open all, the step loop, close all. */
+#include "trainer.h"
+
+#include "io/job_toml.h"
+
+#include <float.h>
+#include <math.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { SKIPPED_STEPS_MAX = 10 };
+
+static volatile sig_atomic_t stop_requested;
+
+static void request_stop(int signal_number) {
+  (void)signal_number;
+  stop_requested = 1;
+}
+
+/* USR1 asks for a save and exit 75 everywhere. TERM and INT do so only where no launcher is above: a launcher that
+ * sends TERM kills soon after. */
+static void install_signal_handlers(void) {
+  struct sigaction action = {.sa_handler = request_stop, .sa_flags = SA_RESTART};
+  sigemptyset(&action.sa_mask);
+  sigaction(SIGUSR1, &action, NULL);
+  if (getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMI_RANK") || getenv("PMIX_RANK") || getenv("SLURM_PROCID")) return;
+  sigaction(SIGTERM, &action, NULL);
+  sigaction(SIGINT, &action, NULL);
+}
+
+/* ---- one step ---- */
+
+/* Forward and backward of this rank's share of the batch; the gradient reduction starts during the last backward. */
+static spt_status accumulate_gradients(trainer *t, double *loss_sum_p) {
+  const spt_config *config = &t->config;
+  const int64_t passes = config->batch.sequences / t->comm->size / config->batch.micro;
+  const float loss_scale = (float)(1.0 / (double)trainer_tokens_per_step(config));
+  const spt_backward_hooks hooks = spt_data_parallel_hooks(t->data_parallel);
+  SPT_TRY(t->backend->ops->zero(t->backend, t->gradients, (size_t)t->plan->layout.elements * sizeof(float)));
+  for (int64_t pass = 0; pass < passes; pass++) {
+    spt_micro_batch batch;
+    SPT_TRY(spt_prefetch_next(t->prefetch, &batch));
+    SPT_TRY(spt_model_train(t->model, batch.sequences, batch.ids, batch.targets, loss_scale,
+                            pass == passes - 1 ? &hooks : NULL, loss_sum_p));
+  }
+  return SPT_OK;
+}
+
+/* Sums what every rank must know before the update, in one message, and decides the same on all ranks. */
+static spt_status decide(trainer *t, spt_status status, double loss_sum, double data_wait, spt_control *control,
+                         trainer_step *step) {
+  const spt_config *config = &t->config;
+  const double now = trainer_now();
+  const bool due = t->comm->rank == 0 && config->checkpoint.every_seconds > 0 &&
+                   now - t->last_save_at >= config->checkpoint.every_seconds;
+  enum { SQUARES, NON_FINITE, LOSS, STOP, DUE, BUSY, FAILED, SUMS };
+  double sums[SUMS] = {[SQUARES] = control->sum_squares,
+                       [NON_FINITE] = control->non_finite,
+                       [LOSS] = loss_sum,
+                       [STOP] = stop_requested,
+                       [DUE] = due,
+                       [FAILED] = status != SPT_OK,
+                       [BUSY] = !spt_checkpoint_save_idle(t->saver)};
+  SPT_TRY(t->comm->ops->reduce_double(t->comm, sums, SUMS, SPT_REDUCE_SUM));
+  if (sums[FAILED] > 0) return spt_comm_agree(t->comm, status, NULL);
+  double slowest = data_wait;
+  SPT_TRY(t->comm->ops->reduce_double(t->comm, &slowest, 1, SPT_REDUCE_MAX));
+  step->data_wait_seconds = slowest;
+  step->loss = sums[LOSS] / (double)trainer_tokens_per_step(config);
+  step->grad_norm = sqrt(sums[SQUARES]);
+  step->stop = sums[STOP] > 0;
+  step->save_due = sums[DUE] > 0;
+  step->saves_idle = sums[BUSY] == 0;
+  step->applied = sums[NON_FINITE] == 0 && isfinite(step->loss) && isfinite(step->grad_norm);
+  const double clip = config->optimizer.grad_clip;
+  control->clip = clip > 0 && step->grad_norm > clip ? (float)(clip / (step->grad_norm + 1e-6)) : 1.0f;
+  control->apply = step->applied ? 1.0f : 0.0f;
+  return SPT_OK;
+}
+
+static void add_overlap(trainer *t) {
+  const spt_overlap *last = spt_data_parallel_overlap(t->data_parallel);
+  t->overlap.buckets += last->buckets;
+  t->overlap.posted_in_backward += last->posted_in_backward;
+  t->overlap.complete_before_wait += last->complete_before_wait;
+  t->overlap.wait_seconds += last->wait_seconds;
+  t->overlap.gather_seconds += last->gather_seconds;
+}
+
+/* Prefetched tokens → forward → backward → reduction → sharded update → gather. */
+static spt_status train_step(trainer *t, trainer_step *step) {
+  const double start = trainer_now(), waited = spt_prefetch_wait_seconds(t->prefetch);
+  double loss_sum = 0;
+  // a rank whose data or backend fails goes on with the step's collectives, so that all ranks can leave together
+  spt_status status = accumulate_gradients(t, &loss_sum);
+  const double data_wait = spt_prefetch_wait_seconds(t->prefetch) - waited;
+  const double computed = trainer_now();
+  SPT_TRY(spt_data_parallel_reduce_finish(t->data_parallel));
+  const double reduced = trainer_now();
+
+  spt_control control = {.clip = 1, .apply = 1};
+  if (status == SPT_OK) status = spt_optimizer_gradient_stats(t->optimizer, &control);
+  SPT_TRY(decide(t, status, loss_sum, data_wait, &control, step));
+  const double factor = spt_schedule_factor(&t->config.schedule, t->step);
+  step->lr = factor * t->config.optimizer.lr;
+  SPT_TRY(spt_optimizer_step(t->optimizer, factor, &control));
+  const double updated = trainer_now();
+  SPT_TRY(spt_data_parallel_gather(t->data_parallel));
+  const double gathered = trainer_now();
+  SPT_TRY(spt_model_refresh(t->model));
+
+  t->step++;
+  t->tokens += trainer_tokens_per_step(&t->config);
+  t->times.data_wait += data_wait;
+  t->times.model += computed - start - data_wait;
+  t->times.reduce_wait += reduced - computed;
+  t->times.optimizer += updated - reduced;
+  t->times.gather += gathered - updated;
+  t->times.refresh += trainer_now() - gathered;
+  step->seconds = trainer_now() - start;
+  t->times.total += step->seconds;
+  add_overlap(t);
+  return SPT_OK;
+}
+
+/* ---- between steps ---- */
+
+static spt_status check_divergence(trainer *t, const trainer_step *step) {
+  t->skipped_in_a_row = step->applied ? 0 : t->skipped_in_a_row + 1;
+  if (t->skipped_in_a_row > 0 && t->comm->rank == 0)
+    trainer_progress_event("step %lld: gradients or loss are not finite, the update is skipped (%d in a row)",
+                           (long long)t->step, t->skipped_in_a_row);
+  if (t->skipped_in_a_row < SKIPPED_STEPS_MAX) return SPT_OK;
+  return SPT_FAIL(
+      SPT_ERR_DIVERGED,
+      "training diverged: %d steps in a row up to step %lld had non-finite gradients; the last checkpoint is intact, "
+      "resume it with a smaller optimizer.lr in a new run (--init-from)",
+      SKIPPED_STEPS_MAX, (long long)t->step);
+}
+
+static spt_status validate(trainer *t, bool *best_p) {
+  double loss;
+  SPT_TRY(trainer_validate(t, &loss));
+  *best_p = !(loss >= t->best_validation_loss); // true for the first, when best is NAN
+  if (*best_p) t->best_validation_loss = loss;
+  t->last_validation_loss = loss;
+  const double bytes = (double)spt_token_stream_text_bytes(t->validation);
+  const double tokens = (double)spt_token_stream_tokens(t->validation);
+  t->last_bits_per_byte = bytes > 0 ? loss / log(2.0) * tokens / bytes : NAN;
+  if (t->comm->rank == 0)
+    trainer_progress_event("step %lld: validation loss %.4f, perplexity %.2f%s", (long long)t->step, loss, exp(loss),
+                           *best_p ? " (best)" : "");
+  return SPT_OK;
+}
+
+static spt_status record(trainer *t, const trainer_step *step, bool validated) {
+  if (t->comm->rank != 0) return SPT_OK;
+  const double rate = (double)trainer_tokens_per_step(&t->config) / step->seconds;
+  spt_comm_counter traffic[SPT_COLLECTIVE_KINDS];
+  spt_shard_plan_traffic(t->plan, t->config.dist.reduction, traffic);
+  const spt_comm_counter reduce = t->config.dist.reduction == SPT_REDUCTION_ALL_REDUCE
+                                      ? traffic[SPT_COLLECTIVE_ALL_REDUCE]
+                                      : traffic[SPT_COLLECTIVE_REDUCE_SCATTER];
+  const spt_overlap *overlap = spt_data_parallel_overlap(t->data_parallel);
+  const spt_metric_record entry = {.step = t->step,
+                                   .tokens = t->tokens,
+                                   .loss = step->loss,
+                                   .lr = step->lr,
+                                   .grad_norm = step->grad_norm,
+                                   .tokens_per_second = rate,
+                                   .step_seconds = step->seconds,
+                                   .data_wait_seconds = step->data_wait_seconds,
+                                   .model_flops_per_second = rate * t->flops.train_per_token,
+                                   .reduce_wait_seconds = overlap->wait_seconds,
+                                   .gather_seconds = overlap->gather_seconds,
+                                   .reduce_bytes = reduce.bytes,
+                                   .reduce_messages = reduce.messages,
+                                   .gather_bytes = traffic[SPT_COLLECTIVE_ALL_GATHER].bytes,
+                                   .gather_messages = traffic[SPT_COLLECTIVE_ALL_GATHER].messages,
+                                   .validated = validated,
+                                   .validation_loss = t->last_validation_loss,
+                                   .perplexity = exp(t->last_validation_loss),
+                                   .bits_per_byte = t->last_bits_per_byte};
+  SPT_TRY(spt_metrics_append(t->metrics, &entry));
+  return validated ? spt_metrics_write_hdf5(t->metrics) : SPT_OK;
+}
+
+static bool is_due(int64_t every, int64_t step) {
+  return every > 0 && step % every == 0;
+}
+
+/* Validation precedes a due save; a new best forces one; the last step is always saved. */
+static spt_status after_step(trainer *t, const trainer_step *step) {
+  const spt_config *config = &t->config;
+  const bool last = t->step == config->schedule.steps;
+  const bool validated = t->validation && (last || is_due(config->validation.every, t->step));
+  bool best = false;
+  SPT_TRY(check_divergence(t, step));
+  if (validated) SPT_TRY(validate(t, &best));
+  if (validated || last || is_due(config->metrics.every, t->step))
+    SPT_TRY(spt_comm_agree(t->comm, record(t, step, validated), NULL));
+  if (last || best || step->stop || step->save_due || is_due(config->checkpoint.every, t->step)) {
+    if (t->skipped_in_a_row == 0 || step->stop || last) SPT_TRY(trainer_save(t, best));
+  } else if (step->saves_idle && t->pending_path[0]) {
+    SPT_TRY(trainer_finish_save(t));
+  }
+  if (t->comm->rank == 0) trainer_progress_step(t, step);
+  return SPT_OK;
+}
+
+static spt_status train(trainer *t) {
+  trainer_step step = {0};
+  while (t->step < t->config.schedule.steps && !step.stop) {
+    SPT_TRY(train_step(t, &step));
+    SPT_TRY(after_step(t, &step));
+  }
+  SPT_TRY(trainer_finish_save(t));
+  if (t->comm->rank == 0) SPT_TRY(spt_metrics_write_hdf5(t->metrics));
+  return step.stop && t->step < t->config.schedule.steps ? SPT_STOPPED : SPT_OK;
+}
+
+/* ---- the program ---- */
+
+/* The job is read once, by rank 0, so that all ranks train the same thing. */
+static spt_status load_job(trainer *t) {
+  spt_status status = SPT_OK;
+  if (t->comm->rank == 0) status = spt_job_load(t->options.job, t->options.sets, t->options.set_count, &t->config);
+  SPT_TRY(spt_comm_agree(t->comm, status, NULL));
+  SPT_TRY(t->comm->ops->broadcast(t->comm, &t->config, sizeof t->config, 0));
+  return spt_config_check_ranks(&t->config, t->comm->size);
+}
+
+static spt_status run(trainer *t) {
+  SPT_TRY(load_job(t));
+  SPT_TRY(trainer_open(t));
+  if (t->comm->rank == 0) trainer_progress_open(t);
+  const spt_status status = train(t);
+  if (status == SPT_OK || status == SPT_STOPPED) {
+    if (t->options.profile && t->comm->rank == 0) trainer_print_profile(t);
+    if (t->comm->rank == 0) trainer_progress_close(t);
+  }
+  return status;
+}
+
+static int report(spt_status status) {
+  if (status != SPT_OK && status != SPT_STOPPED) fprintf(stderr, "spectron-dist: %s\n", spt_error_message());
+  return (int)status;
+}
+
+/* Paths that need no other rank. */
+static spt_status run_alone(trainer *t) {
+  SPT_TRY(spt_job_load(t->options.job, t->options.sets, t->options.set_count, &t->config));
+  return trainer_dry_run(&t->config, t->options.ranks);
+}
+
+int main(int argc, char **argv) {
+  static trainer t;
+  spt_status status = trainer_options_parse(argc, argv, &t.options);
+  install_signal_handlers(); // before MPI_Init
+  if (status == SPT_OK && t.options.help) return trainer_print_help(), 0;
+  if (status == SPT_OK && t.options.version) return puts("spectron-dist " SPT_VERSION), 0;
+  if (status == SPT_OK && t.options.dry_run) return report(run_alone(&t));
+  const spt_status parsed = status;
+  char message[1024];
+  snprintf(message, sizeof message, "%s", spt_error_message());
+
+  status = spt_comm_mpi_open(&argc, &argv, &t.comm);
+  if (status != SPT_OK) return report(status);
+  status = parsed == SPT_OK ? run(&t) : SPT_FAIL(parsed, "%s", message);
+  if (t.comm->rank == 0) report(status);
+  trainer_close(&t);
+  t.comm->ops->barrier(t.comm); // the launcher kills the rest once one rank has left with a failure
+  t.comm->ops->close(&t.comm);
+  return (int)status;
+}

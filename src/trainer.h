@@ -1,0 +1,116 @@
+/* The trainer's parts, opened and closed together by spectron_dist.c. One struct, borrowed by the trainer_*.c files;
+ * each of them holds one concept: options, dry run, opening, state (checkpoints), validation, progress. */
+#ifndef SPT_TRAINER_H
+#define SPT_TRAINER_H
+
+#include "core/flops.h"
+#include "core/model.h"
+#include "core/optimizer.h"
+#include "core/schedule.h"
+#include "core/slab.h"
+#include "dist/data_parallel.h"
+#include "io/metrics.h"
+#include "io/prefetch.h"
+#include "io/run_folder.h"
+
+enum { TRAINER_SETS_MAX = 64 };
+
+/* The command line. */
+typedef struct trainer_options {
+  const char *job;
+  const char *sets[TRAINER_SETS_MAX + 2]; /* --set, then --backend and --threads as sets */
+  int set_count;
+  bool resume;
+  const char *resume_path; /* NULL: the newest intact checkpoint of the output folder */
+  const char *init_from;
+  bool dry_run, profile, help, version;
+  int ranks; /* of the dry run */
+} trainer_options;
+
+/* Where a step's wall time went, summed over the run on this rank, in seconds. */
+typedef struct trainer_times {
+  double data_wait, model, reduce_wait, optimizer, gather, refresh, validation, save, total;
+} trainer_times;
+
+/* What a finished step was; the same on every rank. */
+typedef struct trainer_step {
+  double loss, grad_norm, lr;
+  double seconds, data_wait_seconds; /* of the slowest rank */
+  bool applied;                      /* false: gradients were not finite, the update was skipped */
+  bool stop, save_due, saves_idle;   /* a signal on any rank; rank 0's clock; no save under way anywhere */
+} trainer_step;
+
+typedef struct trainer {
+  trainer_options options;
+  spt_config config;
+  spt_comm *comm;
+  spt_backend *backend;
+  spt_params *params;
+  spt_shard_plan *plan;
+  spt_flops flops;
+  spt_slab parameter_slab, gradient_slab;
+  float *parameters, *gradients;
+  spt_model *model;
+  spt_optimizer *optimizer;
+  spt_data_parallel *data_parallel;
+  spt_token_stream *train, *validation; /* validation: NULL without [data] validation */
+  char fingerprint[33];
+  spt_prefetch *prefetch;
+  spt_checkpoint_item *items;
+  int item_count, model_item_count;
+  spt_checkpoint_saver *saver;
+  spt_run_folder *folder; /* rank 0 */
+  spt_metrics *metrics;   /* rank 0 */
+  int32_t *validation_tokens;
+
+  int64_t step, tokens; /* completed */
+  int64_t last_saved;
+  double best_validation_loss; /* NAN: none yet */
+  double last_validation_loss, last_bits_per_byte;
+  int skipped_in_a_row;
+  char pending_path[SPT_PATH_MAX]; /* of the save under way, "" if none */
+  bool pending_best;
+  double started, last_save_at; /* seconds, monotonic */
+  trainer_times times;
+  spt_overlap overlap; /* summed over the run's steps */
+  int64_t first_step;
+} trainer;
+
+double trainer_now(void); /* monotonic seconds */
+static inline int64_t trainer_tokens_per_step(const spt_config *config) {
+  return config->batch.sequences * config->model.seq_len;
+}
+
+/* trainer_options.c */
+spt_status trainer_options_parse(int argc, char **argv, trainer_options *options_p);
+void trainer_print_help(void);
+
+/* trainer_dry_run.c: parameters, FLOPs per step, memory per rank by kind, traffic, without training. Local. */
+spt_status trainer_dry_run(const spt_config *config, int ranks);
+
+/* trainer_open.c: everything a run needs, in order; on failure what was opened stays for trainer_close. Collective. */
+spt_status trainer_open(trainer *t);
+void trainer_close(trainer *t);
+
+/* trainer_state.c */
+/* The checkpoint's datasets and this rank's pieces, the same list on every rank. */
+spt_status trainer_list_items(trainer *t);
+/* Resumes from the newest intact (or the named) checkpoint, or starts fresh where there is none; or initialises; or
+ * --init-from. Collective. */
+spt_status trainer_load_state(trainer *t);
+/* Starts a save of the present step. Collective. */
+spt_status trainer_save(trainer *t, bool best);
+/* Ends the save under way: waits, then tidies the folder. Collective. */
+spt_status trainer_finish_save(trainer *t);
+
+/* trainer_validate.c: mean loss per token on the held-out windows, computed by all ranks. Collective. */
+spt_status trainer_validate(trainer *t, double *loss_p);
+
+/* trainer_progress.c, rank 0: a live line on a terminal, plain lines in a log. */
+void trainer_progress_open(const trainer *t);
+void trainer_progress_step(const trainer *t, const trainer_step *step);
+void trainer_progress_event(const char *format, ...) __attribute__((format(printf, 1, 2)));
+void trainer_progress_close(const trainer *t);
+void trainer_print_profile(const trainer *t);
+
+#endif

@@ -1,0 +1,107 @@
+/* The dry run: what a job costs, without training it. */
+#include "trainer.h"
+
+#include <stdio.h>
+
+static double mib(size_t bytes) {
+  return (double)bytes / (1 << 20);
+}
+
+static void print_parameters(const spt_config *config, const spt_params *params) {
+  static const char *const names[] = {"embedding", "norm gains", "factors A", "factors B", "dense matrices", "head"};
+  int64_t counts[6] = {0};
+  for (int i = 0; i < params->tensor_count; i++) counts[params->tensors[i].role] += params->tensors[i].count;
+  printf("parameters          %14lld\n", (long long)params->count);
+  for (int role = 0; role < 6; role++)
+    if (counts[role]) printf("  %-17s %14lld\n", names[role], (long long)counts[role]);
+  for (int i = 0; i < params->pair_count; i++) {
+    const spt_pair *pair = &params->pairs[i];
+    if (pair->layer == 0 && pair->r * (pair->m + pair->n) > pair->m * pair->n)
+      printf("  note: %s (%lld × %lld at rank %lld) costs more than its dense matrix, in every layer\n",
+             params->tensors[pair->a].name, (long long)pair->m, (long long)pair->n, (long long)pair->r);
+  }
+  if (config->model.tie_embeddings) printf("  embedding and head are tied\n");
+}
+
+static void print_flops(const spt_config *config, const spt_flops *flops) {
+  const double tokens = (double)trainer_tokens_per_step(config);
+  printf("FLOPs per step      %14.4e  (%.0f tokens)\n", tokens * flops->train_per_token + flops->optimizer_step,
+         tokens);
+  printf("  layer matrices    %14.4e\n", 3 * tokens * flops->matrices_forward);
+  printf("  attention         %14.4e\n", 3 * tokens * flops->attention_forward);
+  printf("  head              %14.4e\n", 3 * tokens * flops->head_forward);
+  printf("  optimizer         %14.4e  (%.3f %% of the step, all ranks together)\n", flops->optimizer_step,
+         100 * flops->optimizer_step / (tokens * flops->train_per_token + flops->optimizer_step));
+  printf("  6·N·D             %14.4e  (as the paper counts)\n", tokens * flops->six_nd_per_token);
+  printf("FLOPs of the run    %14.4e  (%lld steps)\n",
+         (double)config->schedule.steps * (tokens * flops->train_per_token + flops->optimizer_step),
+         (long long)config->schedule.steps);
+}
+
+/* The largest share over the ranks, which is what a node must have. */
+static void print_memory(const spt_config *config, const spt_params *params, const spt_shard_plan *plan,
+                         spt_backend *backend, const spt_model_memory *model, int ranks) {
+  size_t state = 0, workspace = 0, snapshot = 0;
+  for (int rank = 0; rank < ranks; rank++) {
+    size_t own_state, own_workspace;
+    spt_optimizer_measure(&config->optimizer, params, &plan->shares[rank], backend->act, &own_state, &own_workspace);
+    if (own_state > state) state = own_state;
+    if (own_workspace > workspace) workspace = own_workspace;
+    const size_t own_snapshot = own_state + (size_t)plan->elements[rank] * sizeof(float);
+    if (own_snapshot > snapshot) snapshot = own_snapshot;
+  }
+  const size_t slab = (size_t)plan->layout.elements * sizeof(float);
+  const size_t total =
+      2 * slab + state + workspace + snapshot + model->compute_weights + model->activations + model->workspace;
+  printf("memory per rank     %11.1f MiB  (the largest of %d rank%s, micro-batch %lld)\n", mib(total), ranks,
+         ranks == 1 ? "" : "s", (long long)config->batch.micro);
+  printf("  parameters        %11.1f MiB\n  gradients         %11.1f MiB\n", mib(slab), mib(slab));
+  printf("  optimizer state   %11.1f MiB\n  compute weights   %11.1f MiB\n", mib(state), mib(model->compute_weights));
+  printf("  activations       %11.1f MiB\n  workspace         %11.1f MiB\n", mib(model->activations),
+         mib(model->workspace + workspace));
+  printf("  snapshot of a save%11.1f MiB\n", mib(snapshot));
+}
+
+static void print_distribution(const spt_config *config, const spt_shard_plan *plan, int ranks) {
+  spt_comm_counter traffic[SPT_COLLECTIVE_KINDS];
+  static const char *const names[SPT_COLLECTIVE_KINDS] = {"all-reduce", "reduce-scatter", "all-gather"};
+  printf("ranks               %14d  (%lld sequences each; optimizer load: largest %.2f × the mean)\n", ranks,
+         (long long)(config->batch.sequences / ranks), plan->imbalance);
+  spt_shard_plan_traffic(plan, config->dist.reduction, traffic);
+  for (int kind = 0; kind < SPT_COLLECTIVE_KINDS; kind++)
+    if (traffic[kind].messages)
+      printf("  %-17s %11.1f MiB  in %lld messages a step\n", names[kind], mib((size_t)traffic[kind].bytes),
+             (long long)traffic[kind].messages);
+}
+
+spt_status trainer_dry_run(const spt_config *job, int ranks) {
+  static spt_config config; // large
+  config = *job;
+  SPT_TRY(spt_config_check_ranks(&config, ranks));
+  spt_backend *backend = NULL;
+  spt_params *params = NULL;
+  spt_shard_plan *plan = NULL;
+  spt_model_memory memory;
+  spt_flops flops;
+  spt_status status =
+      spt_backend_open(config.device.backend, config.device.precision, (int)config.device.threads, 1, &backend);
+  if (status == SPT_OK) status = spt_params_open(&config.model, &params);
+  if (status == SPT_OK)
+    status = spt_shard_plan_open(&config.model, &config.optimizer, params, ranks, config.dist.bucket_mib << 20, &plan);
+  if (status == SPT_OK) status = spt_model_measure(backend, &config.model, config.batch.micro, true, &memory);
+  if (status == SPT_OK) {
+    printf("%s: hidden %lld, %lld layers, %lld heads, ffn %lld, vocab %lld, sequence %lld; %s\n", config.run.name,
+           (long long)config.model.hidden, (long long)config.model.layers, (long long)config.model.heads,
+           (long long)config.model.ffn, (long long)config.model.vocab, (long long)config.model.seq_len,
+           backend->description);
+    print_parameters(&config, params);
+    spt_flops_count(&config.model, &config.optimizer, params, &flops);
+    print_flops(&config, &flops);
+    print_memory(&config, params, plan, backend, &memory, ranks);
+    print_distribution(&config, plan, ranks);
+  }
+  spt_shard_plan_close(&plan);
+  spt_params_close(&params);
+  if (backend) backend->ops->close(&backend);
+  return status;
+}

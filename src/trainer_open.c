@@ -1,0 +1,156 @@
+/* Opening a run: backend, plan, memory, data, model, optimizer, folder; and closing it in reverse. */
+#include "trainer.h"
+
+#include "io/job_toml.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+double trainer_now(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
+}
+
+/* Each phase may fail on some ranks only: all ranks agree before the next one. */
+#define PHASE(expression)                                                                                              \
+  do {                                                                                                                 \
+    const spt_status phase_status_ = spt_comm_agree(t->comm, (expression), NULL);                                      \
+    if (phase_status_ != SPT_OK) return phase_status_;                                                                 \
+  } while (0)
+
+static spt_status open_stream(const spt_globs *globs, int64_t vocab, spt_token_stream **stream_p) {
+  const char *patterns[SPT_GLOBS_MAX];
+  for (int i = 0; i < globs->count; i++) patterns[i] = globs->pattern[i];
+  return spt_token_stream_open(patterns, globs->count, vocab, stream_p);
+}
+
+static spt_status open_data(trainer *t) {
+  const spt_config *config = &t->config;
+  const int64_t seq_len = config->model.seq_len;
+  if (config->data.train.count == 0)
+    return SPT_FAIL(SPT_ERR_USAGE,
+                    "%s: [data] train is missing: name the token shards, e.g. train = \"data/train-*.h5\"",
+                    t->options.job);
+  SPT_TRY(open_stream(&config->data.train, config->model.vocab, &t->train));
+  if (spt_token_stream_windows(t->train, seq_len) < 1)
+    return SPT_FAIL(SPT_ERR_DATA, "%s: [data] train holds %lld tokens, fewer than one sequence of seq_len + 1 = %lld",
+                    t->options.job, (long long)spt_token_stream_tokens(t->train), (long long)seq_len + 1);
+  spt_token_stream_fingerprint(t->train, t->fingerprint);
+  if (config->data.validation.count == 0) return SPT_OK;
+  SPT_TRY(open_stream(&config->data.validation, config->model.vocab, &t->validation));
+  if (spt_token_stream_windows(t->validation, seq_len) < 1)
+    return SPT_FAIL(SPT_ERR_DATA,
+                    "%s: [data] validation holds %lld tokens, fewer than one sequence of seq_len + 1 = %lld",
+                    t->options.job, (long long)spt_token_stream_tokens(t->validation), (long long)seq_len + 1);
+  return SPT_OK;
+}
+
+static spt_status open_slabs(trainer *t) {
+  spt_slab_init(&t->parameter_slab, "parameters");
+  spt_slab_init(&t->gradient_slab, "gradients");
+  const size_t bytes = (size_t)t->plan->layout.elements * sizeof(float);
+  const size_t at = spt_slab_reserve(&t->parameter_slab, bytes);
+  spt_slab_reserve(&t->gradient_slab, bytes);
+  SPT_TRY(spt_slab_allocate(&t->parameter_slab, t->backend));
+  SPT_TRY(spt_slab_allocate(&t->gradient_slab, t->backend));
+  t->parameters = spt_slab_at(&t->parameter_slab, at);
+  t->gradients = spt_slab_at(&t->gradient_slab, at);
+  return SPT_OK;
+}
+
+static spt_status open_compute(trainer *t) {
+  const spt_config *config = &t->config;
+  SPT_TRY(spt_backend_open(config->device.backend, config->device.precision, (int)config->device.threads,
+                           t->comm->local_size, &t->backend));
+  t->backend->profiling = t->options.profile;
+  SPT_TRY(spt_backend_measure_peak(t->backend));
+  SPT_TRY(spt_params_open(&config->model, &t->params));
+  spt_flops_count(&config->model, &config->optimizer, t->params, &t->flops);
+  SPT_TRY(spt_shard_plan_open(&config->model, &config->optimizer, t->params, t->comm->size,
+                              config->dist.bucket_mib << 20, &t->plan));
+  SPT_TRY(open_slabs(t));
+  SPT_TRY(spt_model_open(t->backend, &config->model, t->params, &t->plan->layout, t->parameters, t->gradients,
+                         config->batch.micro, &t->model));
+  SPT_TRY(spt_optimizer_open(t->backend, &config->optimizer, t->params, &t->plan->layout,
+                             &t->plan->shares[t->comm->rank], t->parameters, t->gradients, config->run.seed,
+                             &t->optimizer));
+  const size_t window = (size_t)(config->batch.micro * (config->model.seq_len + 1));
+  t->validation_tokens = malloc(3 * window * sizeof *t->validation_tokens); // windows, ids, targets
+  if (!t->validation_tokens) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for a validation micro-batch");
+  return trainer_list_items(t);
+}
+
+static spt_status open_folder(trainer *t) {
+  if (t->comm->rank != 0) return SPT_OK;
+  const bool resume = t->options.resume || t->config.checkpoint.resume;
+  SPT_TRY(spt_run_folder_open(t->config.run.output, resume, &t->folder));
+  return SPT_OK;
+}
+
+static spt_status open_records(trainer *t) {
+  if (t->comm->rank != 0) return SPT_OK;
+  char *job = spt_job_print(&t->config);
+  if (!job) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory writing the job file");
+  const spt_status status = spt_run_folder_write_job(t->folder, job);
+  free(job);
+  SPT_TRY(status);
+  return spt_metrics_open(t->config.run.output, t->step, &t->metrics);
+}
+
+static spt_status open_prefetch(trainer *t) {
+  const spt_config *config = &t->config;
+  const int64_t share = config->batch.sequences / t->comm->size, passes = share / config->batch.micro;
+  const spt_prefetch_options options = {.stream = t->train,
+                                        .seed = config->data.seed,
+                                        .sequences = config->batch.sequences,
+                                        .first = t->comm->rank * share,
+                                        .count = share,
+                                        .micro = config->batch.micro,
+                                        .seq_len = config->model.seq_len,
+                                        .step = t->step,
+                                        .depth = passes < 4    ? 4
+                                                 : passes > 16 ? 16
+                                                               : (int)passes};
+  return spt_prefetch_open(&options, &t->prefetch);
+}
+
+spt_status trainer_open(trainer *t) {
+  const spt_config *config = &t->config;
+  t->started = t->last_save_at = trainer_now();
+  t->best_validation_loss = t->last_validation_loss = t->last_bits_per_byte = NAN;
+  t->last_saved = -1;
+  PHASE(open_folder(t));
+  PHASE(open_data(t));
+  PHASE(open_compute(t));
+  PHASE(spt_data_parallel_open(t->comm, t->plan, config->dist.reduction, config->dist.overlap, t->parameters,
+                               t->gradients, &t->data_parallel));
+  PHASE(spt_checkpoint_saver_open(t->comm, t->backend, t->items, t->item_count, &t->saver));
+  PHASE(trainer_load_state(t));
+  PHASE(spt_model_refresh(t->model));
+  PHASE(open_records(t));
+  PHASE(open_prefetch(t));
+  t->first_step = t->step;
+  return SPT_OK;
+}
+
+void trainer_close(trainer *t) {
+  spt_prefetch_close(&t->prefetch);
+  spt_checkpoint_saver_close(&t->saver);
+  if (t->metrics) spt_metrics_close(&t->metrics);
+  spt_data_parallel_close(&t->data_parallel);
+  spt_optimizer_close(&t->optimizer);
+  spt_model_close(&t->model);
+  spt_slab_fini(&t->gradient_slab);
+  spt_slab_fini(&t->parameter_slab);
+  free(t->validation_tokens);
+  free(t->items);
+  spt_token_stream_close(&t->validation);
+  spt_token_stream_close(&t->train);
+  spt_shard_plan_close(&t->plan);
+  spt_params_close(&t->params);
+  if (t->backend) t->backend->ops->close(&t->backend);
+  spt_run_folder_close(&t->folder); // last: the lock covers everything above
+}

@@ -1,0 +1,111 @@
+/* What a person sees: one live line on a terminal, plain lines at a bounded rate in a log. */
+#include "trainer.h"
+
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <unistd.h>
+
+enum { LOG_SECONDS = 10, LIVE_PER_SECOND = 5 };
+
+static struct {
+  double last_line;
+  bool live_shown;
+} shown; // of rank 0's terminal
+
+static bool on_terminal(void) {
+  return isatty(STDOUT_FILENO) == 1;
+}
+
+static void clear_live_line(void) {
+  if (shown.live_shown) printf("\r\033[K");
+  shown.live_shown = false;
+}
+
+void trainer_progress_event(const char *format, ...) {
+  va_list arguments;
+  clear_live_line();
+  va_start(arguments, format);
+  vprintf(format, arguments);
+  va_end(arguments);
+  putchar('\n');
+  fflush(stdout);
+}
+
+void trainer_progress_open(const trainer *t) {
+  const spt_config *config = &t->config;
+  trainer_progress_event(
+      "%s: %s parameters %.2f M, %d tensors, %d factor pairs; %lld sequences × %lld tokens a step, %lld steps",
+      config->run.name, config->model.preset[0] ? config->model.preset : "model", (double)t->params->count / 1e6,
+      t->params->tensor_count, t->params->pair_count, (long long)config->batch.sequences,
+      (long long)config->model.seq_len, (long long)config->schedule.steps);
+  trainer_progress_event("%d rank%s × (%s), micro-batch %lld, %s%s; data: %lld training tokens in %d file%s",
+                         t->comm->size, t->comm->size == 1 ? "" : "s", t->backend->description,
+                         (long long)config->batch.micro,
+                         config->dist.reduction == SPT_REDUCTION_ALL_REDUCE ? "all-reduce" : "reduce-scatter",
+                         config->dist.overlap ? ", overlapped" : "", (long long)spt_token_stream_tokens(t->train),
+                         spt_token_stream_files(t->train), spt_token_stream_files(t->train) == 1 ? "" : "s");
+}
+
+static void format_seconds(double seconds, char text[32]) {
+  const long long s = seconds < 0 || !isfinite(seconds) ? 0 : (long long)(seconds + 0.5);
+  if (s >= 3600)
+    snprintf(text, 32, "%lldh%02lldm", s / 3600, s / 60 % 60);
+  else
+    snprintf(text, 32, "%lldm%02llds", s / 60, s % 60);
+}
+
+void trainer_progress_step(const trainer *t, const trainer_step *step) {
+  const double now = trainer_now(), interval = on_terminal() ? 1.0 / LIVE_PER_SECOND : LOG_SECONDS;
+  const bool last = t->step == t->config.schedule.steps, first = t->step == t->first_step + 1;
+  if (now - shown.last_line < interval && !last && !first) return;
+  shown.last_line = now;
+  const double rate = (double)trainer_tokens_per_step(&t->config) / step->seconds;
+  const double peak = t->backend->peak_flops * t->comm->size;
+  char left[32], share[32] = "";
+  const double per_step = (now - t->started) / (double)(t->step - t->first_step);
+  format_seconds(per_step * (double)(t->config.schedule.steps - t->step), left);
+  if (peak > 0) snprintf(share, sizeof share, "  %4.1f%% of peak", 100 * rate * t->flops.train_per_token / peak);
+  clear_live_line();
+  printf("step %lld/%lld  loss %.4f  lr %.2e  %.0f tokens/s%s  %s left%s", (long long)t->step,
+         (long long)t->config.schedule.steps, step->loss, step->lr, rate, share, left, on_terminal() ? "" : "\n");
+  shown.live_shown = on_terminal();
+  fflush(stdout);
+}
+
+void trainer_progress_close(const trainer *t) {
+  const trainer_times *times = &t->times;
+  const int64_t steps = t->step - t->first_step;
+  if (steps == 0) {
+    trainer_progress_event("nothing to do: step %lld of %lld is already complete", (long long)t->step,
+                           (long long)t->config.schedule.steps);
+    return;
+  }
+  trainer_progress_event(
+      "%lld steps in %.1f s: %.0f tokens/s, waiting for data %.2f %%, for the reduction %.2f %% of the time",
+      (long long)steps, trainer_now() - t->started,
+      (double)(steps * trainer_tokens_per_step(&t->config)) / times->total, 100 * times->data_wait / times->total,
+      100 * times->reduce_wait / times->total);
+  trainer_progress_event("outputs: %s/checkpoints, %s/metrics.jsonl, %s/metrics.h5", t->config.run.output,
+                         t->config.run.output, t->config.run.output);
+}
+
+void trainer_print_profile(const trainer *t) {
+  const trainer_times *times = &t->times;
+  const spt_backend_profile *inner = &t->backend->profile;
+  const struct {
+    const char *name;
+    double seconds;
+  } rows[] = {{"data wait", times->data_wait},           {"forward and backward", times->model},
+              {"  matrix products", inner->gemm},        {"  attention", inner->attention},
+              {"  pointwise", inner->pointwise},         {"reduction wait", times->reduce_wait},
+              {"optimizer", times->optimizer},           {"parameter gather", times->gather},
+              {"compute copy", times->refresh},          {"(validation, beside the steps)", times->validation},
+              {"(saves, beside the steps)", times->save}};
+  trainer_progress_event("profile of rank 0: %.2f s in %lld steps", times->total, (long long)(t->step - t->first_step));
+  for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
+    trainer_progress_event("  %-32s %9.3f s %6.2f %%", rows[i].name, rows[i].seconds,
+                           100 * rows[i].seconds / times->total);
+  trainer_progress_event("  overlap: %d of %d reductions posted during backward, %d complete before the wait",
+                         t->overlap.posted_in_backward, t->overlap.buckets, t->overlap.complete_before_wait);
+}

@@ -1,0 +1,305 @@
+/* A run's state: the datasets of a checkpoint and who holds which piece; resuming, initialising, saving. */
+#include "trainer.h"
+
+#include "io/job_toml.h"
+
+#include <math.h>
+#include <openssl/evp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* ---- the list of datasets ---- */
+
+/* This rank's elements of each tensor: a whole factor, a slice, or nothing. */
+static void owned_range(const trainer *t, int tensor, int64_t *begin_p, int64_t *end_p) {
+  const spt_share *share = &t->plan->shares[t->comm->rank];
+  *begin_p = *end_p = 0;
+  for (int i = 0; i < share->pair_count; i++) {
+    const spt_pair *pair = &t->params->pairs[share->pairs[i]];
+    if (pair->a == tensor || pair->b == tensor) *end_p = t->params->tensors[tensor].count;
+  }
+  for (int i = 0; i < share->slice_count; i++)
+    if (share->slices[i].tensor == tensor) {
+      *begin_p = share->slices[i].begin;
+      *end_p = share->slices[i].end;
+    }
+}
+
+static void add_model_item(trainer *t, int tensor) {
+  const spt_tensor *entry = &t->params->tensors[tensor];
+  spt_checkpoint_item *item = &t->items[t->item_count++];
+  *item = (spt_checkpoint_item){.rows = entry->rows, .cols = entry->cols};
+  snprintf(item->dataset, sizeof item->dataset, "/model/%s", entry->name);
+  owned_range(t, tensor, &item->begin, &item->end);
+  item->values = t->parameters + t->plan->layout.offset[tensor] + item->begin;
+}
+
+static void add_state_item(trainer *t, int tensor, const char *kind) {
+  const spt_tensor *entry = &t->params->tensors[tensor];
+  spt_checkpoint_item *item = &t->items[t->item_count++];
+  *item = (spt_checkpoint_item){.rows = entry->rows, .cols = strcmp(kind, "power_u") == 0 ? 1 : entry->cols};
+  snprintf(item->dataset, sizeof item->dataset, "/optimizer/%s/%s", entry->name, kind);
+  int count;
+  const spt_state_piece *pieces = spt_optimizer_state(t->optimizer, &count);
+  for (int i = 0; i < count; i++) {
+    if (pieces[i].tensor != tensor || strcmp(pieces[i].kind, kind) != 0) continue;
+    item->begin = pieces[i].begin;
+    item->end = pieces[i].end;
+    item->values = pieces[i].values;
+  }
+}
+
+spt_status trainer_list_items(trainer *t) {
+  const bool pairs = spt_method_uses_pairs(t->config.optimizer.method);
+  t->items = calloc(3 * (size_t)t->params->tensor_count, sizeof *t->items);
+  if (!t->items) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory listing the checkpoint's datasets");
+  for (int i = 0; i < t->params->tensor_count; i++) add_model_item(t, i);
+  t->model_item_count = t->item_count;
+  for (int i = 0; i < t->params->tensor_count; i++) {
+    const bool factor = pairs && t->params->tensors[i].pair >= 0;
+    add_state_item(t, i, factor ? "momentum" : "adam_m");
+    add_state_item(t, i, factor ? "power_u" : "adam_v");
+  }
+  return SPT_OK;
+}
+
+/* ---- initialisation ---- */
+
+static spt_status init_pair(trainer *t, int index) {
+  const spt_pair *pair = &t->params->pairs[index];
+  const size_t a_bytes = (size_t)(pair->m * pair->r) * sizeof(float),
+               b_bytes = (size_t)(pair->n * pair->r) * sizeof(float);
+  float *a = malloc(a_bytes), *b = malloc(b_bytes);
+  spt_status status = a && b ? SPT_OK : SPT_FAIL(SPT_ERR_RESOURCE, "out of memory initialising a factor pair");
+  if (status == SPT_OK) status = spt_params_init_pair(t->params, index, t->config.run.seed, a, b);
+  const int64_t *offset = t->plan->layout.offset;
+  if (status == SPT_OK) status = t->backend->ops->upload(t->backend, t->parameters + offset[pair->a], a, a_bytes);
+  if (status == SPT_OK) status = t->backend->ops->upload(t->backend, t->parameters + offset[pair->b], b, b_bytes);
+  free(a);
+  free(b);
+  return status;
+}
+
+static spt_status init_slice(trainer *t, int tensor, int64_t begin, int64_t end) {
+  const size_t bytes = (size_t)(end - begin) * sizeof(float);
+  float *values = malloc(bytes ? bytes : 1);
+  if (!values) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory initialising %s", t->params->tensors[tensor].name);
+  spt_params_init_slice(t->params, tensor, t->config.run.seed, begin, end, values);
+  const spt_status status =
+      t->backend->ops->upload(t->backend, t->parameters + t->plan->layout.offset[tensor] + begin, values, bytes);
+  free(values);
+  return status;
+}
+
+/* Factor pairs, whatever their update rule, are decomposed as pairs: by their owner, or round robin where slices own
+ * the factors. */
+static bool initialises_pair(const trainer *t, int index) {
+  if (!spt_method_uses_pairs(t->config.optimizer.method)) return index % t->comm->size == t->comm->rank;
+  return t->plan->pair_owner[index] == t->comm->rank;
+}
+
+/* The truncated SVDs of this rank's pairs, spread over its threads. A worker's error is carried back to this thread. */
+static spt_status init_pairs(trainer *t) {
+  spt_status failed = SPT_OK;
+  char message[512] = "";
+#pragma omp parallel for schedule(dynamic) num_threads(t->backend->threads)
+  for (int i = 0; i < t->params->pair_count; i++) {
+    if (!initialises_pair(t, i)) continue;
+    const spt_status status = init_pair(t, i);
+    if (status != SPT_OK) {
+#pragma omp critical
+      {
+        failed = status;
+        snprintf(message, sizeof message, "%s", spt_error_message());
+      }
+    }
+  }
+  return failed == SPT_OK ? SPT_OK : SPT_FAIL(failed, "%s", message);
+}
+
+/* With method adamw a pair's factors are cut over ranks, so their values are summed from zeros instead of gathered. */
+static spt_status share_pairs(trainer *t) {
+  if (spt_method_uses_pairs(t->config.optimizer.method) || t->comm->size == 1) return SPT_OK;
+  for (int i = 0; i < t->params->pair_count; i++) {
+    const int tensors[2] = {t->params->pairs[i].a, t->params->pairs[i].b};
+    for (int side = 0; side < 2; side++)
+      SPT_TRY(t->comm->ops->broadcast(t->comm, t->parameters + t->plan->layout.offset[tensors[side]],
+                                      (size_t)t->params->tensors[tensors[side]].count * sizeof(float),
+                                      i % t->comm->size));
+  }
+  return SPT_OK;
+}
+
+static spt_status init_parameters(trainer *t) {
+  const spt_share *share = &t->plan->shares[t->comm->rank];
+  spt_status status = init_pairs(t);
+  for (int i = 0; status == SPT_OK && i < share->slice_count; i++) {
+    const spt_slice *slice = &share->slices[i];
+    if (t->params->tensors[slice->tensor].pair < 0) status = init_slice(t, slice->tensor, slice->begin, slice->end);
+  }
+  SPT_TRY(spt_comm_agree(t->comm, status, NULL));
+  SPT_TRY(share_pairs(t));
+  return spt_data_parallel_gather(t->data_parallel);
+}
+
+/* ---- resuming ---- */
+
+typedef struct change_list {
+  const char *path;
+  spt_status status;
+} change_list;
+
+static void visit_change(void *context, const char *key, const char *before, const char *after, spt_job_change change) {
+  change_list *changes = context;
+  if (change == SPT_JOB_SAFE) {
+    trainer_progress_event("resume: %s was %s, now %s", key, before, after);
+  } else if (changes->status == SPT_OK) {
+    changes->status =
+        SPT_FAIL(SPT_ERR_USAGE,
+                 "%s was trained with %s = %s, this job says %s: a resume cannot change it; restore it, or start a "
+                 "new run with --init-from",
+                 changes->path, key, before, after);
+  }
+}
+
+/* Rank 0: the checkpoint to go on from (NULL: none), compared with this job and its data. */
+static spt_status find_checkpoint(trainer *t, spt_checkpoint **checkpoint_p) {
+  char warning[1024] = "";
+  if (t->options.resume_path) {
+    SPT_TRY(spt_checkpoint_open(t->options.resume_path, checkpoint_p));
+    SPT_TRY(spt_checkpoint_verify(*checkpoint_p));
+  } else {
+    SPT_TRY(spt_run_folder_newest(t->folder, checkpoint_p, warning, sizeof warning));
+  }
+  if (warning[0]) trainer_progress_event("%s", warning);
+  if (!*checkpoint_p) {
+    trainer_progress_event("resume: no checkpoint in %s, starting fresh", t->config.run.output);
+    return SPT_OK;
+  }
+  const spt_checkpoint_header *header = spt_checkpoint_header_of(*checkpoint_p);
+  static spt_config before; // large
+  SPT_TRY(spt_job_parse(spt_checkpoint_job(*checkpoint_p), "the checkpoint's job", ".", NULL, 0, &before));
+  change_list changes = {t->options.resume_path ? t->options.resume_path : t->config.run.output, SPT_OK};
+  spt_job_compare(&before, &t->config, visit_change, &changes);
+  SPT_TRY(changes.status);
+  if (strcmp(header->data_fingerprint, t->fingerprint) != 0)
+    return SPT_FAIL(SPT_ERR_DATA,
+                    "[data] train has other content (fingerprint %s) than the checkpoint was trained on (%s): restore "
+                    "the shards, or start a new run with --init-from",
+                    t->fingerprint, header->data_fingerprint);
+  if (header->step > t->config.schedule.steps)
+    return SPT_FAIL(SPT_ERR_USAGE, "[schedule] steps = %lld, but the checkpoint has completed %lld: raise it",
+                    (long long)t->config.schedule.steps, (long long)header->step);
+  return SPT_OK;
+}
+
+/* Reads the masters on every rank. */
+static spt_status load_model(trainer *t, spt_checkpoint *checkpoint) {
+  spt_checkpoint_item *whole = calloc((size_t)t->model_item_count, sizeof *whole);
+  spt_status status = whole ? SPT_OK : SPT_FAIL(SPT_ERR_RESOURCE, "out of memory loading a checkpoint");
+  status = spt_comm_agree(t->comm, status, NULL);
+  if (status == SPT_OK) {
+    for (int i = 0; i < t->model_item_count; i++) {
+      whole[i] = t->items[i];
+      whole[i].begin = 0;
+      whole[i].end = whole[i].rows * whole[i].cols;
+      whole[i].values = t->parameters + t->plan->layout.offset[i];
+    }
+    status = spt_checkpoint_load_replicated(t->comm, t->backend, checkpoint, whole, t->model_item_count);
+  }
+  free(whole);
+  return status;
+}
+
+static spt_status resume(trainer *t, spt_checkpoint *checkpoint) {
+  spt_checkpoint_header header = {0};
+  if (checkpoint) header = *spt_checkpoint_header_of(checkpoint);
+  SPT_TRY(t->comm->ops->broadcast(t->comm, &header, sizeof header, 0));
+  SPT_TRY(load_model(t, checkpoint));
+  SPT_TRY(spt_checkpoint_load(t->comm, t->backend, checkpoint, t->items + t->model_item_count,
+                              t->item_count - t->model_item_count));
+  spt_optimizer_set_applied(t->optimizer, header.applied_updates);
+  t->step = header.step;
+  t->tokens = header.tokens;
+  t->last_saved = header.step;
+  t->best_validation_loss = header.best_validation_loss;
+  if (t->comm->rank == 0)
+    trainer_progress_event("resumed at step %lld (%lld tokens), written by %d ranks", (long long)t->step,
+                           (long long)t->tokens, header.rank_count);
+  return SPT_OK;
+}
+
+spt_status trainer_load_state(trainer *t) {
+  const bool resuming = t->options.resume || t->config.checkpoint.resume;
+  spt_checkpoint *checkpoint = NULL;
+  spt_status status = SPT_OK;
+  if (t->comm->rank == 0) {
+    if (resuming)
+      status = find_checkpoint(t, &checkpoint);
+    else if (t->options.init_from)
+      status = spt_checkpoint_open(t->options.init_from, &checkpoint);
+  }
+  status = spt_comm_agree(t->comm, status, NULL);
+  int found = checkpoint != NULL;
+  if (status == SPT_OK) status = t->comm->ops->broadcast(t->comm, &found, sizeof found, 0);
+  if (status == SPT_OK) {
+    if (!found)
+      status = init_parameters(t);
+    else if (resuming)
+      status = resume(t, checkpoint);
+    else
+      status = load_model(t, checkpoint);
+  }
+  spt_checkpoint_close(&checkpoint);
+  return status;
+}
+
+/* ---- saving ---- */
+
+static spt_status sha256_hex(const char *text, char hex[65]) {
+  unsigned char digest[EVP_MAX_MD_SIZE];
+  unsigned length = 0;
+  if (EVP_Digest(text, strlen(text), digest, &length, EVP_sha256(), NULL) != 1)
+    return SPT_FAIL(SPT_ERR_RESOURCE, "OpenSSL could not compute a SHA-256");
+  for (unsigned i = 0; i < 32; i++) snprintf(hex + 2 * i, 3, "%02x", digest[i]);
+  return SPT_OK;
+}
+
+spt_status trainer_finish_save(trainer *t) {
+  SPT_TRY(spt_checkpoint_save_finish(t->saver));
+  if (!t->pending_path[0]) return SPT_OK;
+  spt_status status = SPT_OK;
+  if (t->comm->rank == 0) {
+    status = spt_run_folder_after_save(t->folder, t->pending_path, t->pending_best, t->config.checkpoint.keep);
+    if (status == SPT_OK) trainer_progress_event("saved %s%s", t->pending_path, t->pending_best ? " (best)" : "");
+  }
+  t->pending_path[0] = '\0';
+  return spt_comm_agree(t->comm, status, NULL);
+}
+
+spt_status trainer_save(trainer *t, bool best) {
+  const double start = trainer_now();
+  SPT_TRY(trainer_finish_save(t));
+  spt_checkpoint_header header = {.step = t->step,
+                                  .tokens = t->tokens,
+                                  .applied_updates = spt_optimizer_applied(t->optimizer),
+                                  .rank_count = t->comm->size,
+                                  .best_validation_loss = t->best_validation_loss};
+  memcpy(header.data_fingerprint, t->fingerprint, sizeof header.data_fingerprint);
+  char *job = spt_job_print(&t->config);
+  spt_status status = job ? sha256_hex(job, header.config_sha256) : SPT_FAIL(SPT_ERR_RESOURCE, "out of memory saving");
+  status = spt_comm_agree(t->comm, status, NULL);
+  if (status == SPT_OK) {
+    if (t->comm->rank == 0) spt_run_folder_checkpoint_path(t->folder, t->step, t->pending_path);
+    status = t->comm->ops->broadcast(t->comm, t->pending_path, sizeof t->pending_path, 0);
+  }
+  if (status == SPT_OK) status = spt_checkpoint_save_begin(t->saver, t->pending_path, &header, job);
+  free(job);
+  SPT_TRY(status);
+  t->pending_best = best;
+  t->last_saved = t->step;
+  t->last_save_at = trainer_now();
+  t->times.save += trainer_now() - start;
+  return SPT_OK;
+}

@@ -1,0 +1,17 @@
+#!/bin/sh
+# run.sh: installs what is missing, builds, and runs every test. Ends with the number of tests passed and failed, and a failing status when one failed.
+set -eu
+cd "$(dirname "$0")/.."
+build=${SPT_TEST_BUILD:-$PWD/build-test}
+sh jobs/install-deps.sh
+if [ ! -f "$build/build.ninja" ]; then
+    meson setup "$build" -Dred_zones=true
+fi
+ninja -C "$build"
+status=0
+meson test -C "$build" --print-errorlogs --num-processes "$(nproc)" || status=$?
+log=$build/meson-logs/testlog.json
+passed=$(grep -c '"result": "OK"' "$log" || true)
+total=$(wc -l <"$log")
+echo "$passed passed, $((total - passed)) failed"
+exit $status

@@ -1,0 +1,246 @@
+/* The data-parallel step under MPI: a backward pass played by the test, in both reductions, with and without overlap.
+ */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "mpi_test.h"
+#include "pmpi_shim.h"
+
+#include "dist/data_parallel.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define STEPS 3
+#define PATIENCE 60.0 /* seconds until a request that never completes fails the test instead of hanging it */
+
+typedef struct setting {
+  spt_model_config model;
+  spt_optimizer_config optimizer;
+  spt_params *params;
+  spt_shard_plan *plan;
+  float *parameters, *gradients;
+  spt_reduction reduction;
+  bool overlap;
+  spt_data_parallel *dp;
+} setting;
+
+static void open_setting(setting *s, uint64_t n, spt_reduction reduction, bool overlap) {
+  static const spt_method methods[] = {SPT_METHOD_SPECTRON, SPT_METHOD_ADAMW, SPT_METHOD_SGD};
+  static const int64_t bucket_bytes[] = {1, 5000, 60000, 1 << 22};
+  memset(s, 0, sizeof *s);
+  s->model = (spt_model_config){.heads = 2, .kv_heads = 1, .seq_len = 8, .rank_ratio = 0.25};
+  s->model.hidden = 4 * (8 + random_below(n, 0, 9));
+  s->model.layers = 2 + random_below(n, 1, 3);
+  s->model.ffn = 20 + random_below(n, 2, 150);
+  s->model.vocab = 50 + random_below(n, 3, 300);
+  s->model.parameterization = (spt_parameterization)random_below(n, 4, 3);
+  s->model.tie_embeddings = random_below(n, 5, 2) == 1;
+  s->optimizer.method = methods[random_below(n, 6, 3)];
+  s->optimizer.newton_schulz_steps = 5;
+  s->reduction = reduction;
+  s->overlap = overlap;
+  mpi_test_ok(spt_params_open(&s->model, &s->params));
+  mpi_test_ok(spt_shard_plan_open(&s->model, &s->optimizer, s->params, test_comm->size,
+                                  bucket_bytes[random_below(n, 7, 4)], &s->plan));
+  s->parameters = calloc((size_t)s->plan->layout.elements, sizeof(float));
+  s->gradients = calloc((size_t)s->plan->layout.elements, sizeof(float));
+  assert_true(s->parameters && s->gradients);
+  mpi_test_ok(spt_data_parallel_open(test_comm, s->plan, reduction, overlap, s->parameters, s->gradients, &s->dp));
+}
+
+static void close_setting(setting *s) {
+  spt_data_parallel_close(&s->dp);
+  assert_null(s->dp);
+  free(s->parameters);
+  free(s->gradients);
+  spt_shard_plan_close(&s->plan);
+  spt_params_close(&s->params);
+}
+
+/* Integers: their sums are exact in any order. */
+static float gradient_of(int rank, int step, int tensor, int64_t i) {
+  return (float)(random_below(2000 + (uint64_t)tensor, (uint64_t)i, 4001) - 2000 + (rank + 1) * (step + 3));
+}
+
+static float sum_of_gradients(int step, int tensor, int64_t i) {
+  float sum = 0;
+  for (int p = 0; p < test_comm->size; p++) sum += gradient_of(p, step, tensor, i);
+  return sum;
+}
+
+/* Backward: gradients not yet computed are NaN, so a bucket that is sent too early shows. *last_begin_p: when the last
+ * stage began. */
+static void play_backward(setting *s, int step, double *last_begin_p) {
+  spt_backward_hooks hooks = spt_data_parallel_hooks(s->dp);
+  for (int64_t i = 0; i < s->plan->layout.elements; i++) s->gradients[i] = NAN;
+  const int last = (int)s->model.layers + 1;
+  for (int stage = 0; stage <= last; stage++) {
+    if (stage == last) *last_begin_p = pmpi_shim_now();
+    for (int t = 0; t < s->params->tensor_count; t++) {
+      if (spt_model_stage(&s->model, s->params, t) != stage) continue;
+      for (int64_t i = 0; i < s->params->tensors[t].count; i++)
+        s->gradients[s->plan->layout.offset[t] + i] = gradient_of(test_comm->rank, step, t, i);
+      mpi_test_ok(hooks.progress(hooks.context));
+    }
+    mpi_test_ok(hooks.grad_ready(hooks.context, stage));
+    mpi_test_ok(hooks.progress(hooks.context));
+  }
+}
+
+/* Calls fn(…, begin, end) for each range of a tensor that rank p owns. */
+typedef void (*range_fn)(setting *s, int step, int tensor, int64_t begin, int64_t end);
+static void each_owned(setting *s, int step, int p, range_fn fn) {
+  const spt_share *share = &s->plan->shares[p];
+  for (int i = 0; i < share->pair_count; i++) {
+    const spt_pair *pair = &s->params->pairs[share->pairs[i]];
+    fn(s, step, pair->a, 0, s->params->tensors[pair->a].count);
+    fn(s, step, pair->b, 0, s->params->tensors[pair->b].count);
+  }
+  for (int i = 0; i < share->slice_count; i++)
+    fn(s, step, share->slices[i].tensor, share->slices[i].begin, share->slices[i].end);
+}
+
+static void check_gradient(setting *s, int step, int tensor, int64_t begin, int64_t end) {
+  const float *gradient = s->gradients + s->plan->layout.offset[tensor];
+  for (int64_t i = begin; i < end; i++) assert_true(gradient[i] == sum_of_gradients(step, tensor, i));
+}
+
+/* The owner's update: a function of the summed gradient. */
+static void update(setting *s, int step, int tensor, int64_t begin, int64_t end) {
+  (void)step;
+  const int64_t offset = s->plan->layout.offset[tensor];
+  for (int64_t i = begin; i < end; i++) s->parameters[offset + i] -= 0.5F * s->gradients[offset + i];
+}
+
+static void check_parameters(const setting *s, int steps) {
+  for (int t = 0; t < s->params->tensor_count; t++) {
+    const float *parameter = s->parameters + s->plan->layout.offset[t];
+    for (int64_t i = 0; i < s->params->tensors[t].count; i++) {
+      float expected = 0;
+      for (int step = 0; step < steps; step++) expected -= 0.5F * sum_of_gradients(step, t, i);
+      assert_true(parameter[i] == expected);
+    }
+  }
+}
+
+static void check_overlap(const setting *s, const spt_overlap *overlap, int first_event, double last_begin) {
+  const bool active = s->overlap && test_comm->size > 1;
+  assert_int_equal(overlap->buckets, s->plan->bucket_count);
+  assert_true(overlap->wait_seconds >= 0);
+  if (!active) {
+    assert_int_equal(overlap->posted_in_backward, 0);
+    assert_int_equal(overlap->complete_before_wait, 0);
+    return;
+  }
+  int early = 0; // of the plan: ready before the last stage; of MPI: called before it began
+  for (int i = 0; i < s->plan->bucket_count; i++) early += s->plan->buckets[i].ready_stage <= (int)s->model.layers;
+  assert_true(early > 0);
+  assert_int_equal(overlap->posted_in_backward, early);
+  for (int i = 0; i < early; i++) assert_true(pmpi_shim_event(first_event + i).posted <= last_begin);
+  assert_true(pmpi_shim_event(first_event + early).posted >= last_begin);
+}
+
+/* Every rank sees its owners' sums after the reduction and all parameters after the gather, over several steps. */
+static void check_training(setting *s) {
+  for (int step = 0; step < STEPS; step++) {
+    double last_begin = 0;
+    const int first_event = pmpi_shim_event_count();
+    play_backward(s, step, &last_begin);
+    mpi_test_ok(spt_data_parallel_reduce_finish(s->dp));
+    check_overlap(s, spt_data_parallel_overlap(s->dp), first_event, last_begin);
+    each_owned(s, step, test_comm->rank, check_gradient);
+    if (s->reduction == SPT_REDUCTION_ALL_REDUCE)
+      for (int p = 0; p < test_comm->size; p++) each_owned(s, step, p, check_gradient);
+    each_owned(s, step, test_comm->rank, update);
+    mpi_test_ok(spt_data_parallel_gather(s->dp));
+    check_parameters(s, step + 1);
+  }
+}
+
+/* Both reductions, overlapped or not, give exactly the same parameters: check_training knows them. Bytes and messages
+ * handed to MPI are those of the plan's formula. */
+static void test_training(void **state) {
+  (void)state;
+  static const pmpi_call calls[SPT_COLLECTIVE_KINDS] = {PMPI_IALLREDUCE, PMPI_IREDUCE_SCATTER, PMPI_IALLGATHERV};
+  for (uint64_t n = 0; n < 24; n++) {
+    setting s;
+    pmpi_total before[SPT_COLLECTIVE_KINDS];
+    spt_comm_counter expected[SPT_COLLECTIVE_KINDS], counted[SPT_COLLECTIVE_KINDS];
+    memcpy(counted, test_comm->counters, sizeof counted);
+    for (int k = 0; k < SPT_COLLECTIVE_KINDS; k++) before[k] = pmpi_shim_total(calls[k]);
+
+    open_setting(&s, n / 4, n % 2 ? SPT_REDUCTION_ALL_REDUCE : SPT_REDUCTION_REDUCE_SCATTER, n / 2 % 2 == 0);
+    check_training(&s);
+
+    spt_shard_plan_traffic(s.plan, s.reduction, expected);
+    for (int k = 0; k < SPT_COLLECTIVE_KINDS; k++) {
+      const pmpi_total total = pmpi_shim_total(calls[k]);
+      assert_true(total.count - before[k].count == STEPS * expected[k].messages);
+      assert_true(total.bytes - before[k].bytes == STEPS * expected[k].bytes);
+      assert_true(test_comm->counters[k].messages - counted[k].messages == STEPS * expected[k].messages);
+      assert_true(test_comm->counters[k].bytes - counted[k].bytes == STEPS * expected[k].bytes);
+    }
+    close_setting(&s);
+  }
+  mpi_test_passed();
+}
+
+static int completed_events(int first, int count) {
+  int completed = 0;
+  for (int i = 0; i < count; i++) completed += pmpi_shim_event(first + i).completed >= 0;
+  return completed;
+}
+
+/* Reductions complete while backward goes on, by the progress hook alone, and reduce_finish then finds them complete.
+ */
+static void test_overlap_completes(void **state) {
+  (void)state;
+  for (uint64_t n = 0; n < 4; n++) {
+    setting s;
+    open_setting(&s, 700 + n / 2, n % 2 ? SPT_REDUCTION_ALL_REDUCE : SPT_REDUCTION_REDUCE_SCATTER, true);
+    spt_backward_hooks hooks = spt_data_parallel_hooks(s.dp);
+    const int first = pmpi_shim_event_count();
+    double last_begin = 0;
+    play_backward(&s, 0, &last_begin);
+    const int posted = pmpi_shim_event_count() - first;
+    assert_int_equal(posted, test_comm->size > 1 ? s.plan->bucket_count : 0);
+    const double begin = pmpi_shim_now();
+    while (completed_events(first, posted) < posted && pmpi_shim_now() - begin < PATIENCE)
+      mpi_test_ok(hooks.progress(hooks.context));
+    assert_int_equal(completed_events(first, posted), posted);
+    mpi_test_ok(spt_data_parallel_reduce_finish(s.dp));
+    assert_int_equal(spt_data_parallel_overlap(s.dp)->complete_before_wait, posted);
+    each_owned(&s, 0, test_comm->rank, check_gradient);
+    close_setting(&s);
+  }
+  mpi_test_passed();
+}
+
+static void test_wrong_plan(void **state) {
+  (void)state;
+  setting s;
+  spt_shard_plan *plan;
+  spt_data_parallel *dp = NULL;
+  open_setting(&s, 900, SPT_REDUCTION_ALL_REDUCE, true);
+  mpi_test_ok(spt_shard_plan_open(&s.model, &s.optimizer, s.params, test_comm->size + 1, 1000, &plan));
+  assert_int_equal(
+      spt_data_parallel_open(test_comm, plan, SPT_REDUCTION_ALL_REDUCE, true, s.parameters, s.gradients, &dp),
+      SPT_ERR_RESOURCE);
+  assert_null(dp);
+  spt_shard_plan_close(&plan);
+  close_setting(&s);
+  mpi_test_passed();
+}
+
+int main(int argc, char **argv) {
+  const struct CMUnitTest tests[] = {MPI_TEST(test_training), MPI_TEST(test_overlap_completes),
+                                     MPI_TEST(test_wrong_plan)};
+  return mpi_test_run(argc, argv, "data_parallel", tests, sizeof tests / sizeof *tests);
+}

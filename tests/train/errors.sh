@@ -1,0 +1,44 @@
+#!/bin/sh
+# What goes wrong has a documented exit code and one clear line, on one rank and on several; nothing saved is lost.
+. "$(dirname "$0")/lib.sh"
+make_data
+make_job job.toml run
+expect 2 'usage' mpi 2
+expect 2 'missing.toml' mpi 2 missing.toml
+expect 2 'hiden.*hidden' mpi 2 --set model.hiden=64 job.toml
+sed 's/^hidden = 48/hidden = "wide"/' job.toml >typed.toml
+expect 2 'typed.toml:6' mpi 2 typed.toml
+echo '[run' >broken.toml
+expect 2 'broken.toml:1' mpi 2 broken.toml
+expect 2 'sequences' mpi 5 job.toml
+expect 2 'dense' mpi 1 --set model.parameterization=dense --set optimizer.method=spectron job.toml
+expect 2 'cuda' mpi 1 --backend cuda job.toml
+expect 3 'nothing-here' mpi 2 --set 'data.train="data/nothing-here-*.h5"' job.toml
+expect 3 'vocab' mpi 2 --set model.vocab=200 job.toml
+
+note "a damaged shard: named, during training, on all ranks' behalf"
+mkdir damaged
+cp data/*.h5 damaged/
+size=$(stat -c %s damaged/train-00000.h5)
+dd if=/dev/zero of=damaged/train-00000.h5 bs=1 seek=$((size / 2)) count=64 conv=notrunc 2>/dev/null
+expect 3 'train-00000.h5' mpi 2 --set 'data.train="damaged/train-*.h5"' --set run.output=run-damaged --set schedule.steps=400 --set validation.every=0 job.toml
+head -c 3000 data/train-00000.h5 >damaged/train-00000.h5
+expect 3 'train-00000.h5' mpi 2 --set 'data.train="damaged/train-*.h5"' --set run.output=run-cut job.toml
+
+note "damaged checkpoints"
+mpi 2 job.toml >log 2>&1 || { cat log; fail train; }
+cp run/checkpoints/step-00000010.h5 good.h5
+dd if=/dev/zero of=run/checkpoints/step-00000020.h5 bs=1 seek=20000 count=64 conv=notrunc 2>/dev/null
+mpi 2 --resume --set schedule.steps=21 job.toml >log 2>&1 || { cat log; fail "the older intact checkpoint must serve"; }
+grep -q 'step-00000020.h5' log || { cat log; fail "the damaged checkpoint is not named"; }
+for file in run/checkpoints/*.h5; do head -c 5000 "$file" >x && cat x >"$file"; done
+expect 3 'checkpoint' mpi 2 --resume job.toml
+expect 3 'bad.h5' sh -c "head -c 5000 good.h5 >bad.h5; '$trainer' --threads 1 --resume=bad.h5 --set run.output=run-bad job.toml"
+expect 3 'text/prose.txt' mpi 1 --init-from text/prose.txt --set run.output=run-prose job.toml
+
+note "an output folder that cannot be made, and a full disk"
+expect 5 '/proc/none' mpi 1 --set 'run.output="/proc/none"' job.toml
+if [ -w /dev/full ]; then
+    mkdir -p run-full/checkpoints
+    ( ulimit -f 64; expect 5 'checkpoint\|metrics\|step-' mpi 1 --set run.output=run-full job.toml ) || exit 1
+fi

@@ -1,0 +1,62 @@
+#!/bin/sh
+# A resumed run equals the uninterrupted one bit for bit on the same ranks, to rounding on another number; what may and may not change.
+. "$(dirname "$0")/lib.sh"
+make_data
+make_job job.toml run-whole
+mpi 2 job.toml >log 2>&1 || { cat log; fail whole; }
+last=checkpoints/step-00000020.h5
+
+note "from step 10, same ranks"
+mkdir -p run-half/checkpoints
+cp run-whole/checkpoints/step-00000010.h5 run-half/checkpoints/
+cp run-whole/metrics.jsonl run-half/
+mpi 2 --resume --set run.output=run-half job.toml >log 2>&1 || { cat log; fail resume; }
+"$compare" run-whole/$last run-half/$last 0
+same_losses run-whole run-half 0
+[ "$(wc -l <run-half/metrics.jsonl)" = 20 ] || fail "each step must stand once in metrics.jsonl"
+
+note "stopped by USR1, resumed"
+# not by the function: the signal must reach the launcher itself
+sh "$mpi_run" 2 "$trainer" --threads 1 --set run.output=run-stopped --set checkpoint.every=0 --set schedule.steps=400 job.toml >log 2>&1 &
+pid=$!
+n=0
+while [ "$(cat run-stopped/metrics.jsonl 2>/dev/null | wc -l)" -lt 3 ]; do
+    n=$((n + 1)); [ $n -lt 600 ] || fail "the run to be stopped did not start"
+    sleep 0.1
+done
+kill -USR1 $pid
+status=0; wait $pid || status=$?
+[ $status = 75 ] || { cat log; fail "USR1 gave exit $status instead of 75"; }
+saved=$(ls run-stopped/checkpoints | sed -n 's/^step-0*\([0-9]*\)\.h5$/\1/p' | tail -1)
+[ "$saved" = "$(wc -l <run-stopped/metrics.jsonl)" ] || fail "saved step $saved is not the last recorded step"
+[ "$saved" -lt 400 ] || fail "the run was not stopped early"
+until=$((saved + 3))
+# the schedule may end earlier than first said; both halves of the comparison then share it
+cp -r run-stopped run-again
+mpi 2 --resume --set run.output=run-stopped --set checkpoint.every=0 --set schedule.steps=$until job.toml >log 2>&1 || { cat log; fail "resume after USR1"; }
+mpi 2 --resume --set run.output=run-again --set checkpoint.every=0 --set schedule.steps=$until job.toml >log 2>&1 || { cat log; fail "resume again"; }
+file=$(printf 'checkpoints/step-%08d.h5' $until)
+"$compare" "run-stopped/$file" "run-again/$file" 0
+
+note "on other numbers of ranks"
+for p in 1 3; do
+    mkdir -p "run-on-$p/checkpoints"
+    cp run-whole/checkpoints/step-00000010.h5 "run-on-$p/checkpoints/"
+    mpi $p --resume --set run.output="run-on-$p" job.toml >log 2>&1 || { cat log; fail "resume on $p"; }
+    "$compare" run-whole/$last "run-on-$p/$last" 1e-3
+done
+
+note "what a resume may change"
+expect 2 'optimizer.lr' mpi 2 --resume --set run.output=run-half --set optimizer.lr=0.5 job.toml
+expect 2 'model.layers' mpi 2 --resume --set run.output=run-half --set model.layers=3 job.toml
+expect 2 'checkpoint' mpi 2 --set run.output=run-half job.toml
+mpi 2 --resume --set run.output=run-half --set schedule.steps=22 job.toml >log 2>&1 || { cat log; fail "more steps"; }
+grep -q 'schedule.steps was 20, now 22' log || { cat log; fail "the change is not printed"; }
+mpi 2 --resume --set run.output=run-fresh --set schedule.steps=2 job.toml >log 2>&1 || { cat log; fail "resume starts fresh"; }
+[ -f run-fresh/checkpoints/step-00000002.h5 ] || fail "no checkpoint of the fresh run"
+
+note "a branch: another method from a checkpoint's parameters"
+mpi 2 --init-from run-whole/checkpoints/best.h5 --set run.output=run-branch --set optimizer.method=muon --set schedule.steps=2 job.toml >log 2>&1 || { cat log; fail branch; }
+first=$(losses run-branch | awk 'NR == 1 { print $2 }')
+fresh=$(losses run-whole | awk 'NR == 1 { print $2 }')
+awk -v a="$first" -v b="$fresh" 'BEGIN { exit !(a < b - 0.1) }' || fail "the branch starts at $first, no better than a fresh model's $fresh"
