@@ -150,7 +150,7 @@ spt_status spt_cpu_attention_forward(spt_backend *backend, const spt_attention_a
   {
     spt_cpu_thread *thread = spt_cpu_enter(cpu);
     const attention_scratch scratch = scratch_of(args->workspace, omp_get_thread_num(), args, act, false);
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static, 1)
     for (int64_t head = 0; head < heads; head++) {
       const head_view view = view_of(args, head / args->heads, head % args->heads, act);
       for (int64_t block = 0; block < blocks; block++)
@@ -235,7 +235,7 @@ spt_status spt_cpu_attention_backward(spt_backend *backend, const spt_attention_
   {
     spt_cpu_thread *thread = spt_cpu_enter(cpu);
     const attention_scratch scratch = scratch_of(args->workspace, omp_get_thread_num(), args, act, true);
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static, 1)
     for (int64_t task = 0; task < tasks; task++) {
       const int64_t sequence = task / args->kv_heads, head0 = task % args->kv_heads * group;
       memset(scratch.dk, 0, (size_t)(seq_len * d) * sizeof(float));

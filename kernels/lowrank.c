@@ -184,7 +184,7 @@ spt_status spt_cpu_group_forward(spt_backend *backend, const spt_group_forward_a
   {
     spt_cpu_thread *thread = spt_cpu_enter(cpu);
     void *scratch = call.h ? spt_at(call.h, omp_get_thread_num() * call.rows * desc->in_dim, call.act) : NULL;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static, 1)
     for (int64_t block = 0; block < call.blocks; block++) forward_block(&call, args, thread, block, scratch);
   }
   return spt_cpu_end(cpu, &backend->profile.pointwise);
@@ -312,9 +312,9 @@ spt_status spt_cpu_group_backward(spt_backend *backend, const spt_group_backward
   {
     spt_cpu_thread *thread = spt_cpu_enter(cpu);
     float *dh = call.dh ? call.dh + omp_get_thread_num() * call.rows * desc->in_dim : NULL;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static, 1)
     for (int64_t block = 0; block < call.blocks; block++) backward_block(&call, args, thread, block, dh);
-#pragma omp for schedule(dynamic) nowait
+#pragma omp for schedule(static, 1) nowait
     for (int64_t task = 0; task < tasks; task++) gradient_task(list, count, task, call.tokens, thread);
 #pragma omp for schedule(static)
     for (int64_t i = 0; i < (call.dgain ? desc->in_dim : 0); i++)

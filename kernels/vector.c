@@ -3,6 +3,7 @@
 
 #include <omp.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { CHUNK = 1 << 16 }; // elements of a task in ops on flat arrays
 
@@ -30,12 +31,15 @@ spt_status spt_cpu_batched_gemm(spt_backend *backend, const spt_gemm_batch *batc
 #pragma omp parallel num_threads(backend->threads)
   {
     spt_cpu_thread *thread = spt_cpu_enter(cpu);
-#pragma omp for schedule(dynamic)
-    for (int64_t i = 0; i < batch->batch; i++)
+#pragma omp for schedule(static, 1)
+    for (int64_t i = 0; i < batch->batch; i++) {
+      if (batch->d && batch->beta != 0.0f) // the product adds to C: start it from D
+        memcpy(batch->c[i], batch->d[i], (size_t)(batch->m * batch->n) * spt_dtype_size(batch->dtype));
       spt_cpu_gemm(thread, batch->m, batch->n, batch->k, batch->alpha,
                    (spt_operand){batch->a[i], lda, batch->dtype, batch->transpose_a},
                    (spt_operand){batch->b[i], ldb, batch->dtype, batch->transpose_b}, batch->beta, batch->c[i],
                    batch->n, batch->dtype);
+    }
   }
   return spt_cpu_end(cpu, &backend->profile.optimizer);
 }

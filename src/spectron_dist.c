@@ -143,7 +143,7 @@ static spt_status check_divergence(trainer *t, const trainer_step *step) {
 static spt_status validate(trainer *t, bool *best_p) {
   double loss;
   SPT_TRY(trainer_validate(t, &loss));
-  *best_p = !(loss >= t->best_validation_loss); // true for the first, when best is NAN
+  *best_p = isfinite(loss) && !(loss >= t->best_validation_loss); // true for the first, when best is NAN
   if (*best_p) t->best_validation_loss = loss;
   t->last_validation_loss = loss;
   const double bytes = (double)spt_token_stream_text_bytes(t->validation);

@@ -164,7 +164,7 @@ spt_status spt_tool_inspect(int argc, char **argv) {
     fputs(help, stdout);
     return SPT_OK;
   }
-  bool checkpoint;
+  bool checkpoint = false;
   SPT_TRY(recognise(o.path, &checkpoint));
   return checkpoint ? inspect_checkpoint(&o) : inspect_tokens(&o);
 }

@@ -253,7 +253,7 @@ spt_status spt_tool_report(int argc, char **argv) {
   spt_metric_record *records = NULL;
   int64_t count = 0;
   SPT_TRY(spt_metrics_read(path, &records, &count));
-  summary s;
+  summary s = {0};
   spt_status status =
       count > 0 ? summarise(records, count, &s) : SPT_FAIL(SPT_ERR_DATA, "%s: holds no record yet", path);
   if (status == SPT_OK) {

@@ -1,19 +1,4 @@
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include "mpi_test.h"
-
-#include "core/rng.h"
-
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
-#include <unistd.h>
 
 spt_comm *test_comm;
 uint64_t test_seed;
@@ -51,11 +36,6 @@ int64_t random_below(uint64_t stream, uint64_t index, int64_t bound) {
   return (int64_t)(random_bits(stream, index) % (uint64_t)bound);
 }
 
-static uint64_t choose_seed(void) {
-  const char *given = getenv("SPT_TEST_SEED");
-  return given ? strtoull(given, NULL, 10) : ((uint64_t)time(NULL) << 16) ^ (uint64_t)getpid();
-}
-
 int mpi_test_run(int argc, char **argv, const char *name, const struct CMUnitTest *tests, size_t count) {
   const bool self = argc == 2 && strcmp(argv[1], "self") == 0;
   spt_status status = self ? spt_comm_self_open(&test_comm) : spt_comm_mpi_open(&argc, &argv, &test_comm);
@@ -63,13 +43,11 @@ int mpi_test_run(int argc, char **argv, const char *name, const struct CMUnitTes
     fprintf(stderr, "%s\n", spt_error_message());
     return 1;
   }
-  test_seed = choose_seed();
+  if (test_comm->rank == 0) test_seed = unit_test_seed(name);
   if (test_comm->ops->broadcast(test_comm, &test_seed, sizeof test_seed, 0) != SPT_OK) {
     fprintf(stderr, "%s\n", spt_error_message());
     test_comm->ops->abort(test_comm, 1);
   }
-  if (test_comm->rank == 0)
-    printf("%s: %d ranks, SPT_TEST_SEED=%llu\n", name, test_comm->size, (unsigned long long)test_seed);
   int failed = _cmocka_run_group_tests(name, tests, count, NULL, NULL);
   test_comm->ops->close(&test_comm);
   return failed ? 1 : 0;

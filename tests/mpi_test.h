@@ -1,7 +1,9 @@
 /* What tests that run on several ranks share: one communicator, one seed for all ranks, and an end of the whole job
- * when a rank fails (its peers would wait for it in a collective). Include after cmocka.h. */
+ * when a rank fails (its peers would wait for it in a collective). */
 #ifndef SPT_MPI_TEST_H
 #define SPT_MPI_TEST_H
+
+#include "unit_test.h"
 
 #include "dist/comm.h"
 

@@ -1,21 +1,11 @@
 /* The data-parallel step under MPI: a backward pass played by the test, in both reductions, with and without overlap.
  */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-
 #include "mpi_test.h"
 #include "pmpi_shim.h"
 
 #include "dist/data_parallel.h"
 
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 #define STEPS 3
 #define PATIENCE 60.0 /* seconds until a request that never completes fails the test instead of hanging it */
@@ -26,6 +16,7 @@ typedef struct setting {
   spt_params *params;
   spt_shard_plan *plan;
   float *parameters, *gradients;
+  float *base; /* [layout.elements] of the gradients */
   spt_reduction reduction;
   bool overlap;
   spt_data_parallel *dp;
@@ -51,7 +42,10 @@ static void open_setting(setting *s, uint64_t n, spt_reduction reduction, bool o
                                   bucket_bytes[random_below(n, 7, 4)], &s->plan));
   s->parameters = calloc((size_t)s->plan->layout.elements, sizeof(float));
   s->gradients = calloc((size_t)s->plan->layout.elements, sizeof(float));
-  assert_true(s->parameters && s->gradients);
+  s->base = calloc((size_t)s->plan->layout.elements, sizeof(float));
+  assert_true(s->parameters && s->gradients && s->base);
+  for (int64_t i = 0; i < s->plan->layout.elements; i++)
+    s->base[i] = (float)(random_below(2000 + n, (uint64_t)i, 4001) - 2000);
   mpi_test_ok(spt_data_parallel_open(test_comm, s->plan, reduction, overlap, s->parameters, s->gradients, &s->dp));
 }
 
@@ -60,19 +54,19 @@ static void close_setting(setting *s) {
   assert_null(s->dp);
   free(s->parameters);
   free(s->gradients);
+  free(s->base);
   spt_shard_plan_close(&s->plan);
   spt_params_close(&s->params);
 }
 
-/* Integers: their sums are exact in any order. */
-static float gradient_of(int rank, int step, int tensor, int64_t i) {
-  return (float)(random_below(2000 + (uint64_t)tensor, (uint64_t)i, 4001) - 2000 + (rank + 1) * (step + 3));
+/* Gradients are integers, base + (rank + 1)·(step + 3), so that their sums are exact in any order. */
+static float gradient_of(const setting *s, int rank, int step, int64_t at) {
+  return s->base[at] + (float)((rank + 1) * (step + 3));
 }
 
-static float sum_of_gradients(int step, int tensor, int64_t i) {
-  float sum = 0;
-  for (int p = 0; p < test_comm->size; p++) sum += gradient_of(p, step, tensor, i);
-  return sum;
+static float sum_of_gradients(const setting *s, int step, int64_t at) {
+  const int size = test_comm->size;
+  return (float)size * s->base[at] + (float)(size * (size + 1) / 2 * (step + 3));
 }
 
 /* Backward: gradients not yet computed are NaN, so a bucket that is sent too early shows. *last_begin_p: when the last
@@ -86,7 +80,8 @@ static void play_backward(setting *s, int step, double *last_begin_p) {
     for (int t = 0; t < s->params->tensor_count; t++) {
       if (spt_model_stage(&s->model, s->params, t) != stage) continue;
       for (int64_t i = 0; i < s->params->tensors[t].count; i++)
-        s->gradients[s->plan->layout.offset[t] + i] = gradient_of(test_comm->rank, step, t, i);
+        s->gradients[s->plan->layout.offset[t] + i] =
+            gradient_of(s, test_comm->rank, step, s->plan->layout.offset[t] + i);
       mpi_test_ok(hooks.progress(hooks.context));
     }
     mpi_test_ok(hooks.grad_ready(hooks.context, stage));
@@ -108,8 +103,8 @@ static void each_owned(setting *s, int step, int p, range_fn fn) {
 }
 
 static void check_gradient(setting *s, int step, int tensor, int64_t begin, int64_t end) {
-  const float *gradient = s->gradients + s->plan->layout.offset[tensor];
-  for (int64_t i = begin; i < end; i++) assert_true(gradient[i] == sum_of_gradients(step, tensor, i));
+  const int64_t offset = s->plan->layout.offset[tensor];
+  for (int64_t i = offset + begin; i < offset + end; i++) assert_true(s->gradients[i] == sum_of_gradients(s, step, i));
 }
 
 /* The owner's update: a function of the summed gradient. */
@@ -121,11 +116,11 @@ static void update(setting *s, int step, int tensor, int64_t begin, int64_t end)
 
 static void check_parameters(const setting *s, int steps) {
   for (int t = 0; t < s->params->tensor_count; t++) {
-    const float *parameter = s->parameters + s->plan->layout.offset[t];
-    for (int64_t i = 0; i < s->params->tensors[t].count; i++) {
+    const int64_t offset = s->plan->layout.offset[t];
+    for (int64_t i = offset; i < offset + s->params->tensors[t].count; i++) {
       float expected = 0;
-      for (int step = 0; step < steps; step++) expected -= 0.5F * sum_of_gradients(step, t, i);
-      assert_true(parameter[i] == expected);
+      for (int step = 0; step < steps; step++) expected -= 0.5F * sum_of_gradients(s, step, i);
+      assert_true(s->parameters[i] == expected);
     }
   }
 }

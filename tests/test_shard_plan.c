@@ -1,22 +1,11 @@
 /* The ownership plan's invariants, on random models, and its numbers for the paper's model S. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
+#include "unit_test.h"
 
 #include "core/model.h"
-#include "core/rng.h"
 #include "dist/comm.h"
 #include "dist/shard_plan.h"
 
 #include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
-#include <unistd.h>
 
 #define ELEMENT_FLOPS 16.0 /* of the plan's load */
 #define LINE 16
@@ -36,10 +25,6 @@ typedef struct random_case {
   spt_shard_plan *plan;
 } random_case;
 
-static void ok(spt_status status) {
-  if (status != SPT_OK) fail_msg("%s", spt_error_message());
-}
-
 static void open_case(random_case *c, uint64_t n) {
   static const double ratios[] = {0.25, 0.1, 0.4, 1.0, 0.01};
   static const int64_t bytes[] = {1, 1000, 40000, 300000, (int64_t)25 << 20};
@@ -58,8 +43,8 @@ static void open_case(random_case *c, uint64_t n) {
   c->optimizer.newton_schulz_steps = draw(n, 10, 4) ? 5 : 0;
   c->size = draw(n, 11, 3) ? 1 + (int)draw(n, 12, 8) : 1 + (int)draw(n, 12, 64);
   c->bucket_bytes = bytes[draw(n, 13, 5)];
-  ok(spt_params_open(&c->model, &c->params));
-  ok(spt_shard_plan_open(&c->model, &c->optimizer, c->params, c->size, c->bucket_bytes, &c->plan));
+  assert_ok(spt_params_open(&c->model, &c->params));
+  assert_ok(spt_shard_plan_open(&c->model, &c->optimizer, c->params, c->size, c->bucket_bytes, &c->plan));
 }
 
 static void close_case(random_case *c) {
@@ -270,13 +255,13 @@ static void open_small_or_s(random_case *c, bool s, spt_method method, int size,
   memset(c, 0, sizeof *c);
   c->model = (spt_model_config){
       .hidden = 64, .layers = 1, .heads = 2, .kv_heads = 2, .ffn = 64, .vocab = 100, .rank_ratio = 0.25};
-  if (s) ok(spt_config_apply_preset("S", &c->model));
+  if (s) assert_ok(spt_config_apply_preset("S", &c->model));
   if (s) c->model.kv_heads = c->model.heads, c->model.ffn = 2048;
   c->optimizer = (spt_optimizer_config){.method = method, .newton_schulz_steps = 5};
   c->size = size;
   c->bucket_bytes = bucket_bytes;
-  ok(spt_params_open(&c->model, &c->params));
-  ok(spt_shard_plan_open(&c->model, &c->optimizer, c->params, size, bucket_bytes, &c->plan));
+  assert_ok(spt_params_open(&c->model, &c->params));
+  assert_ok(spt_shard_plan_open(&c->model, &c->optimizer, c->params, size, bucket_bytes, &c->plan));
 }
 
 /* Equal pairs go round in table order, the lowest rank first. */
@@ -348,18 +333,15 @@ static void test_refusals(void **state) {
   random_case c;
   spt_shard_plan *plan = NULL;
   open_small_or_s(&c, false, SPT_METHOD_SPECTRON, 2, 1 << 20);
-  assert_int_equal(spt_shard_plan_open(&c.model, &c.optimizer, c.params, 0, 1, &plan), SPT_ERR_USAGE);
-  assert_int_equal(spt_shard_plan_open(&c.model, &c.optimizer, c.params, 2, 0, &plan), SPT_ERR_USAGE);
-  assert_non_null(strstr(spt_error_message(), "bucket_mib"));
+  assert_fails(SPT_ERR_USAGE, spt_shard_plan_open(&c.model, &c.optimizer, c.params, 0, 1, &plan), "0 ranks");
+  assert_fails(SPT_ERR_USAGE, spt_shard_plan_open(&c.model, &c.optimizer, c.params, 2, 0, &plan), "bucket_mib");
   assert_null(plan);
   spt_shard_plan_close(&plan);
   close_case(&c);
 }
 
 int main(void) {
-  const char *given = getenv("SPT_TEST_SEED");
-  seed = given ? strtoull(given, NULL, 10) : ((uint64_t)time(NULL) << 16) ^ (uint64_t)getpid();
-  printf("SPT_TEST_SEED=%llu\n", (unsigned long long)seed);
+  seed = unit_test_seed("shard_plan");
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_invariants),    cmocka_unit_test(test_deterministic),
       cmocka_unit_test(test_ties),          cmocka_unit_test(test_more_ranks_than_pairs),

@@ -63,8 +63,24 @@ static void random_factor(int64_t rows, int64_t r, double norm, const double *vt
     return;
   }
   const double scale = log_uniform(1e-4, 1e2);
-  for (int64_t i = 0; i < r; i++) d[i] = -scale * log_uniform(0.02, 1); // −: the step adds to what is there
+  for (int64_t i = 0; i < r; i++) d[i] = -scale * log_uniform(0.003, 1); // −: the step adds to what is there
   dense_compose(rows, r, u, d, vt, gradient);
+}
+
+/* The hardest pair there is for five iterations: one common leading direction, in which both gradients have the
+ * singular value that ends at the maximum, and norms that drown Eq. 16's 1. */
+static void hardest_problem(random_pair *pair) {
+  const double peak = 0.0041135, d[2] = {-peak, -sqrt(1 - peak * peak)}, singular[2] = {10, 1}, vt[4] = {1, 0, 0, 1};
+  double u[FACTOR_MAX], s[2], unused[4];
+  float w[2 * SIDE_MAX], *factor[2] = {pair->a, pair->b}, *gradient[2] = {pair->gradient_a, pair->gradient_b};
+  pair->shape = (spt_pair){.m = integer(2, SIDE_MAX), .n = integer(2, SIDE_MAX), .r = 2};
+  for (int side = 0; side < 2; side++) {
+    const int64_t rows = side ? pair->shape.n : pair->shape.m;
+    normal(rows * 2, 1, w);
+    dense_svd(rows, 2, w, u, s, unused);
+    dense_compose(rows, 2, u, singular, vt, factor[side]);
+    dense_compose(rows, 2, u, d, vt, gradient[side]);
+  }
 }
 
 static void random_problem(random_pair *pair) {
@@ -121,6 +137,7 @@ static void test_exact(void **state) {
     double u[FACTOR_MAX], s[SIDE_MAX], vt[FACTOR_MAX];
     float polar[FACTOR_MAX], updated[2][FACTOR_MAX];
     random_problem(pair);
+    if (i == 1) hardest_problem(pair); // comes within 5 % of the bound
     if (i % 50 == 0) memset(pair->a, 0, sizeof pair->a); // a factor of zeros has norm 0
     const double eta = log_uniform(1e-2, 1);
     const int64_t rows[2] = {pair->shape.m, pair->shape.n};
@@ -157,7 +174,8 @@ static void test_exact(void **state) {
   backend->ops->close(&backend);
 }
 
-/* Five iterations on diag(x, √(1 − x²)): the largest value over (0, 1] is the 1.2024 that the next bounds rest on. */
+/* Five iterations on diag(x, √(1 − x²)): the largest value over (0, 1], at x = 0.0041, is the 1.2024 that the next
+ * bounds rest on. */
 static void test_newton_schulz_maximum(void **state) {
   (void)state;
   enum { POINTS = 4000 };
@@ -168,7 +186,7 @@ static void test_newton_schulz_maximum(void **state) {
   float *host = calloc(4 * POINTS, sizeof *host);
   assert_true(lists && host);
   for (int i = 0; i < POINTS; i++) {
-    const double value = (i + 1.0) / POINTS;
+    const double value = exp(log(1e-4) * (1 - (i + 1.0) / POINTS)); // a logarithmic grid ending in 1
     host[4 * i] = (float)value;
     host[4 * i + 3] = (float)sqrt(1 - value * value);
     lists[i] = x + 4 * i;
@@ -204,6 +222,7 @@ static void test_newton_schulz(void **state) {
     pair_trainer t;
     const double eta = round == 0 ? 0.8 : log_uniform(1e-2, 0.8);
     for (int i = 0; i < BATCH; i++) random_problem(&pairs[i]);
+    hardest_problem(&pairs[round]);
     fill_table(BATCH, pairs, &table);
     trainer_open(backend, &table.params, &table.layout, &t);
     for (int i = 0; i < BATCH; i++) {
@@ -230,7 +249,7 @@ static void test_newton_schulz(void **state) {
     pair_table_close(&table);
   }
   print_message("Newton-Schulz, exact norms: largest step %.4f eta\n", worst);
-  assert_true(worst > 1); // Newton–Schulz does exceed the exact bound
+  assert_true(worst > 1.1); // the hardest pair does exceed the exact bound
   free(pairs);
   backend->ops->close(&backend);
 }
@@ -241,8 +260,8 @@ static void test_newton_schulz(void **state) {
  * norms drown the 1. */
 static void test_power_iteration(void **state) {
   (void)state;
-  enum { PAIRS = 24, STEPS = 40, WARM = 10 };
-  static const double warm_bound = 1.10, cold_bound = 1.80;
+  enum { PAIRS = 24, STEPS = 50, WARM = 20 };
+  static const double warm_bound = 1.15, cold_bound = 3;
   const double eta = 0.02;
   spt_backend *backend = open_backend();
   random_pair *pairs = calloc(PAIRS, sizeof *pairs);

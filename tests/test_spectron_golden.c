@@ -363,7 +363,7 @@ static void test_method(void **state) {
   close_run(&r);
 
   // three owners and another number of threads: the same bits
-  open_run(&c, SPT_PRECISION_FP32, 3, RANKS_MAX, &r);
+  open_run(&c, SPT_PRECISION_FP32, 2, RANKS_MAX, &r);
   run_steps(&c, &r, tolerance);
   for (size_t i = 0; i < sizeof kinds / sizeof *kinds; i++) check_state(&c, &r, kinds[i], tolerance);
   download_parameters(&r, shared);

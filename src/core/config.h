@@ -110,13 +110,15 @@ spt_status spt_config_apply_preset(const char *name, spt_model_config *model);
 /* Derives what was left out (kv_heads = heads, ffn = 8/3·hidden rounded up to a multiple of 256, steps from tokens) and
  * checks every value that needs no file and no rank count. SPT_ERR_USAGE words the key, the value and the remedy. */
 spt_status spt_config_complete(spt_config *config);
-/* Checks that `size` ranks divide the batch and chooses batch.micro when it is 0 (the largest divisor of the rank's share
- * with at most 8192 tokens a pass). SPT_ERR_USAGE names the nearest batch sizes or rank counts that do. */
+/* Checks that `size` ranks divide the batch and chooses batch.micro when it is 0 (the largest divisor of the rank's
+ * share with at most 8192 tokens a pass). SPT_ERR_USAGE names the nearest batch sizes or rank counts that do. */
 spt_status spt_config_check_ranks(spt_config *config, int size);
 
 /* r = max(1, min(floor(ratio·n), m, n)) with n the input width and the ratio an exact decimal (design, "The model"). */
 int64_t spt_factor_rank(double rank_ratio, int64_t m, int64_t n);
 /* Width of one attention head. */
-static inline int64_t spt_head_dim(const spt_model_config *model) { return model->hidden / model->heads; }
+static inline int64_t spt_head_dim(const spt_model_config *model) {
+  return model->hidden / model->heads;
+}
 
 #endif

@@ -9,12 +9,15 @@ typedef struct spt_flops {
   double attention_forward; /* per token: causal scores and values, average over positions: 2·2·H·(T+1)/2 a layer */
   double head_forward;      /* per token: 2·H·V */
   double train_per_token;   /* 3 × (matrices + attention + head): forward, and backward at twice its cost */
-  double optimizer_step;    /* whole model: Newton–Schulz on the short side, power iteration, elementwise updates */
-  double six_nd_per_token;  /* 6·N as the paper counts */
+  double optimizer_step; /* whole model: Newton–Schulz; per element of a pair 3 momentum, 3 norm, 4 per power iteration,
+                            3 update; 14 AdamW */
+  double six_nd_per_token; /* 6·N as the paper counts */
 } spt_flops;
 
-void spt_flops_count(const spt_model_config *model, const spt_optimizer_config *optimizer, const spt_params *params, spt_flops *flops_p);
-/* FLOPs of one optimizer step of a pair: 20·r²·(m+n+r) for 5 Newton–Schulz steps of both factors (the plan's load, design "Ranks"). */
+void spt_flops_count(const spt_model_config *model, const spt_optimizer_config *optimizer, const spt_params *params,
+                     spt_flops *flops_p);
+/* FLOPs of one optimizer step of a pair: 20·r²·(m+n+r) for 5 Newton–Schulz steps of both factors (the plan's load,
+ * design "Ranks"); with the methods that do not orthogonalise, its elementwise work. */
 double spt_flops_pair(const spt_optimizer_config *optimizer, const spt_pair *pair);
 
 #endif

@@ -1,5 +1,5 @@
-/* The parameter table: every tensor's name, shape, role and update rule, in checkpoint order. It drives initialisation, decay, the
- * optimizer, sharding, checkpoints and export. Tensor names are Hugging Face LLaMA's (design, "Files"). */
+/* The parameter table: every tensor's name, shape, role and update rule, in checkpoint order. It drives initialisation,
+ * decay, the optimizer, sharding, checkpoints and export. Tensor names are Hugging Face LLaMA's (design, "Files"). */
 #ifndef SPT_PARAMS_H
 #define SPT_PARAMS_H
 
@@ -7,7 +7,14 @@
 
 #define SPT_NAME_MAX 96
 
-typedef enum { SPT_ROLE_EMBEDDING, SPT_ROLE_GAIN, SPT_ROLE_FACTOR_A, SPT_ROLE_FACTOR_B, SPT_ROLE_DENSE, SPT_ROLE_HEAD } spt_role;
+typedef enum {
+  SPT_ROLE_EMBEDDING,
+  SPT_ROLE_GAIN,
+  SPT_ROLE_FACTOR_A,
+  SPT_ROLE_FACTOR_B,
+  SPT_ROLE_DENSE,
+  SPT_ROLE_HEAD
+} spt_role;
 
 /* The seven matrices of a layer, in table order. */
 typedef enum { SPT_Q, SPT_K, SPT_V, SPT_O, SPT_GATE, SPT_UP, SPT_DOWN, SPT_MATRICES } spt_matrix;
@@ -15,9 +22,9 @@ typedef enum { SPT_Q, SPT_K, SPT_V, SPT_O, SPT_GATE, SPT_UP, SPT_DOWN, SPT_MATRI
 typedef struct spt_tensor {
   char name[SPT_NAME_MAX];
   spt_role role;
-  int layer;      /* -1: none */
-  int matrix;     /* spt_matrix, or -1 */
-  int pair;       /* index of its factor pair, or -1 */
+  int layer;          /* -1: none */
+  int matrix;         /* spt_matrix, or -1 */
+  int pair;           /* index of its factor pair, or -1 */
   int64_t rows, cols; /* a gain is (1, hidden) */
   int64_t count;      /* rows·cols */
   bool decay;         /* weight decay applies */
@@ -58,17 +65,19 @@ int spt_params_embedding(const spt_params *params);
 int spt_params_final_norm(const spt_params *params);
 int spt_params_head(const spt_params *params);
 
-/* Where each tensor lies in the parameter slab and, alike, in the gradient slab: offsets in floats. Made by the shard plan
- * (buckets in back-propagation order, inside a bucket runs by owner). */
+/* Where each tensor lies in the parameter slab and, alike, in the gradient slab: offsets in floats. Made by the shard
+ * plan (buckets in back-propagation order, inside a bucket runs by owner). */
 typedef struct spt_layout {
   int64_t *offset;  /* [tensor_count] */
   int64_t elements; /* of a slab, alignment and red zones included */
 } spt_layout;
 
-/* Initial values (design, "The model"). W0 ~ N(0, 0.02²) from (seed, name): gains 1; embedding, head and dense matrices W0; a factor
- * pair the truncated SVD of its W0, A = U_r·√Σ_r, B = V_r·√Σ_r (spectral initialisation, Khodak et al. 2021). */
+/* Initial values (design, "The model"). W0 ~ N(0, 0.02²) from (seed, name without .A, .B or .weight, so a pair and its
+ * dense matrix share it): gains 1; embedding, head and dense matrices W0; a factor pair the truncated SVD of its W0, A
+ * = U_r·√Σ_r, B = V_r·√Σ_r (spectral initialisation, Khodak et al. 2021). */
 spt_status spt_params_init_pair(const spt_params *params, int pair, uint64_t seed, float *a, float *b);
 /* Elements [begin, end) of a tensor that is no factor. */
-void spt_params_init_slice(const spt_params *params, int tensor, uint64_t seed, int64_t begin, int64_t end, float *values);
+void spt_params_init_slice(const spt_params *params, int tensor, uint64_t seed, int64_t begin, int64_t end,
+                           float *values);
 
 #endif

@@ -58,8 +58,9 @@ spt_status spt_comm_self_open(spt_comm **comm_p);
  * initialised it. Collective. */
 spt_status spt_comm_mpi_open(int *argc_p, char ***argv_p, spt_comm **comm_p);
 
-/* All ranks learn the worst status (the largest code) and, on the ranks that were fine, the failing rank's message. Collective; call it at
- * the end of each phase that can fail on some ranks only. Returns the agreed status; *first_rank_p (may be NULL) the lowest failing rank. */
+/* All ranks learn the worst status (the largest code, but SPT_STOPPED, which means that all is saved, is less than any failure) and its
+ * message and origin: those of the lowest rank that has it, *first_rank_p (may be NULL; -1 when all are fine). Collective; call it at the end of
+ * each phase that can fail on some ranks only. Returns the agreed status. */
 spt_status spt_comm_agree(spt_comm *comm, spt_status status, int *first_rank_p);
 
 #endif

@@ -96,6 +96,7 @@ static spt_status write_metadata(const char *part, const spt_checkpoint_item *it
       H5Pset_layout(w.dataset_options, H5D_CONTIGUOUS) < 0 ||
       H5Pset_alloc_time(w.dataset_options, H5D_ALLOC_TIME_EARLY) < 0 ||
       H5Pset_fill_time(w.dataset_options, H5D_FILL_TIME_NEVER) < 0 ||
+      H5Pset_obj_track_times(w.dataset_options, false) < 0 || // equal states give equal files
       H5Pset_create_intermediate_group(w.link_options, 1) < 0)
     status = failed(&w, "its settings");
 #if H5_VERSION_GE(1, 12, 1) || (H5_VERS_MINOR == 10 && H5_VERS_RELEASE >= 7)
@@ -113,14 +114,25 @@ static spt_status write_metadata(const char *part, const spt_checkpoint_item *it
   return status;
 }
 
-/* HDF5 does not survive a full disk well (a failed H5Fclose can crash the process at exit), so ask for the space before
- * it writes. */
+/* Where space cannot be reserved: writes as many zeros as there will be metadata, and waits for them. */
+static spt_status write_zeros(int fd, const char *part, uint64_t bytes) {
+  static const unsigned char zeros[65536];
+  for (uint64_t at = 0; at < bytes; at += sizeof zeros)
+    SPT_TRY(spt_file_write_at(fd, part, zeros, bytes - at < sizeof zeros ? (size_t)(bytes - at) : sizeof zeros, at));
+  return spt_file_sync(fd, part);
+}
+
+/* HDF5 does not survive a full disk well (a failed H5Fclose crashes the process at exit), so ask for the space before
+ * it writes: what it writes afterwards lies where this lay. */
 static spt_status try_space(const char *part, const spt_checkpoint_item *items, int item_count, const char *job) {
-  uint64_t bytes = SPT_SEAL_BYTES + 65536 + strlen(job);
-  for (int i = 0; i < item_count; i++) bytes += spt_item_bytes(&items[i]) + 4096;
+  const uint64_t metadata = 65536 + strlen(job) + 4096 * (uint64_t)item_count;
+  uint64_t bytes = SPT_SEAL_BYTES + metadata;
+  for (int i = 0; i < item_count; i++) bytes += spt_item_bytes(&items[i]);
   const int fd = open(part, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (fd < 0) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: creating failed: %s", part, strerror(errno));
-  const spt_status status = spt_file_reserve(fd, part, bytes);
+  bool reserved;
+  spt_status status = spt_file_reserve(fd, part, bytes, &reserved);
+  if (status == SPT_OK && !reserved) status = write_zeros(fd, part, metadata);
   close(fd);
   return status;
 }
@@ -134,7 +146,7 @@ static spt_status reserve_all(const char *part, spt_checkpoint_layout *layout) {
     return SPT_FAIL(SPT_ERR_RESOURCE, "%s: opening failed: %s", part, strerror(error));
   }
   layout->file_bytes = (uint64_t)info.st_size;
-  const spt_status status = spt_file_reserve(fd, part, layout->file_bytes);
+  const spt_status status = spt_file_reserve(fd, part, layout->file_bytes, NULL);
   close(fd);
   return status;
 }

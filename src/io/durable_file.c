@@ -12,9 +12,8 @@ enum { PATH_BYTES = 4096, COPY_BYTES = 1 << 20 };
 
 static spt_status write_failed(const char *path, const char *what, uint64_t bytes, int error) {
   if (error == ENOSPC || error == EDQUOT)
-    return SPT_FAIL(SPT_ERR_RESOURCE,
-                    "%s: no space left on the disk (%.1f MiB needed here); free some or use another folder", path,
-                    (double)bytes / (1 << 20));
+    return SPT_FAIL(SPT_ERR_RESOURCE, "%s: no space left on the disk for %llu bytes; free some or use another folder",
+                    path, (unsigned long long)bytes);
   return SPT_FAIL(SPT_ERR_RESOURCE, "%s: %s failed: %s", path, what, strerror(error));
 }
 
@@ -45,7 +44,7 @@ spt_status spt_file_read_at(int fd, const char *path, void *bytes, size_t count,
   return SPT_OK;
 }
 
-spt_status spt_file_reserve(int fd, const char *path, uint64_t bytes) {
+spt_status spt_file_reserve(int fd, const char *path, uint64_t bytes, bool *reserved_p) {
   int error = 0;
 #ifdef __linux__ // glibc's posix_fallocate would write a byte into every block where the file system has no such call
   while (fallocate(fd, 0, 0, (off_t)bytes) != 0) {
@@ -56,8 +55,14 @@ spt_status spt_file_reserve(int fd, const char *path, uint64_t bytes) {
 #else
   error = posix_fallocate(fd, 0, (off_t)bytes);
 #endif
-  if (error == EOPNOTSUPP || error == EINVAL || error == ENOSYS) error = ftruncate(fd, (off_t)bytes) == 0 ? 0 : errno;
+  const bool unsupported = error == EOPNOTSUPP || error == EINVAL || error == ENOSYS;
+  if (reserved_p) *reserved_p = !unsupported;
+  if (unsupported) error = ftruncate(fd, (off_t)bytes) == 0 ? 0 : errno;
   return error == 0 ? SPT_OK : write_failed(path, "reserving space", bytes, error);
+}
+
+spt_status spt_file_sync(int fd, const char *path) {
+  return fsync(fd) == 0 ? SPT_OK : write_failed(path, "fsync", 0, errno);
 }
 
 spt_status spt_file_sync_folder(const char *path) {
@@ -77,8 +82,7 @@ spt_status spt_file_sync_folder(const char *path) {
 
 spt_status spt_file_publish(int *fd_p, const char *part, const char *path) {
   const int fd = *fd_p;
-  spt_status status = SPT_OK;
-  if (fsync(fd) != 0) status = write_failed(part, "fsync", 0, errno);
+  spt_status status = spt_file_sync(fd, part);
   if (close(fd) != 0 && status == SPT_OK) status = write_failed(part, "close", 0, errno);
   *fd_p = -1;
   if (status == SPT_OK && rename(part, path) != 0) status = write_failed(path, "renaming the finished file", 0, errno);
@@ -123,7 +127,7 @@ spt_status spt_file_copy(const char *from, const char *to) {
   spt_status status = open_part(to, part, &fd);
   if (status == SPT_OK) {
     unsigned char *buffer = malloc(COPY_BYTES);
-    status = buffer ? spt_file_reserve(fd, part, (uint64_t)info.st_size)
+    status = buffer ? spt_file_reserve(fd, part, (uint64_t)info.st_size, NULL)
                     : SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for a copy", to);
     for (off_t at = 0; status == SPT_OK && at < info.st_size; at += COPY_BYTES) {
       const size_t count = (size_t)(info.st_size - at < COPY_BYTES ? info.st_size - at : COPY_BYTES);

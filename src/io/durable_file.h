@@ -6,13 +6,16 @@
 
 #include "core/status.h"
 
+#include <stdbool.h>
 #include <stdint.h>
 
 spt_status spt_file_write_at(int fd, const char *path, const void *bytes, size_t count, uint64_t offset);
 spt_status spt_file_read_at(int fd, const char *path, void *bytes, size_t count, uint64_t offset);
 /* Reserves disk space for [0, bytes), so that a full disk shows now and not half way; where the file system cannot,
- * only sets the length. */
-spt_status spt_file_reserve(int fd, const char *path, uint64_t bytes);
+ * only sets the length and *reserved_p (may be NULL) is false. */
+spt_status spt_file_reserve(int fd, const char *path, uint64_t bytes, bool *reserved_p);
+/* fsync; network file systems tell of a full disk only here. */
+spt_status spt_file_sync(int fd, const char *path);
 /* fsyncs the folder that holds `path`. */
 spt_status spt_file_sync_folder(const char *path);
 /* fsync, close (*fd_p becomes −1, also on failure), rename `part` to `path`, fsync the folder. `part` is removed on

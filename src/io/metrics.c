@@ -118,6 +118,7 @@ static spt_status parse(const char *path, int64_t last_step, spt_metric_record *
   spt_status status = SPT_OK;
   size_t at = 0;
   for (int number = 1; at < size; number++) {
+    if (*count_p > 0 && (*records_p)[*count_p - 1].step >= last_step) break; // what follows is cut off, damaged or not
     const char *end = memchr(text + at, '\n', size - at);
     const size_t length = end ? (size_t)(end - (text + at)) : size - at;
     json_t *line = end ? json_loadb(text + at, length, JSON_REJECT_DUPLICATES, NULL) : NULL;

@@ -197,7 +197,7 @@ static spt_status copy_tokens(const spt_token_writer *writer, int descriptor, co
 static spt_status fill(const spt_token_writer *writer, int descriptor, const layout *place) {
   struct stat about;
   if (fstat(descriptor, &about) != 0) return io_failed(writer->part_path);
-  SPT_TRY(spt_file_reserve(descriptor, writer->part_path, (uint64_t)about.st_size));
+  SPT_TRY(spt_file_reserve(descriptor, writer->part_path, (uint64_t)about.st_size, NULL));
   SPT_TRY(copy_tokens(writer, descriptor, place));
   SPT_TRY(spt_file_write_at(descriptor, writer->part_path, writer->starts,
                             (size_t)writer->info.documents * sizeof *writer->starts, (uint64_t)place->starts));

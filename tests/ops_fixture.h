@@ -1,0 +1,58 @@
+/* Conformance of a backend's ops: runs a case in fp32 and bf16 with 1, 2 and 3 threads, twice each, against the
+ * reference. Outputs start as NaN, every buffer is followed by a canary, all outputs must be the same bits whatever the
+ * threads, and the second run must create no primitive. */
+#ifndef SPT_OPS_FIXTURE_H
+#define SPT_OPS_FIXTURE_H
+
+#include "core/backend.h"
+
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+typedef struct ops_fixture {
+  spt_backend *backend;
+  spt_dtype act;
+  const char *name; /* of the running case */
+  uint64_t seed, counter;
+  uint64_t hash; /* of every output fetched */
+  int buffer_count;
+  struct {
+    void *memory; /* a host copy's or the backend's */
+    size_t bytes;
+    bool host;
+  } buffers[128];
+} ops_fixture;
+
+/* The run's seed: SPT_TEST_SEED or fresh; printed once. */
+uint64_t ops_seed(void);
+/* An integer in [low, high], and values of mean 0 and deviation std: functions of seed and the number of draws before.
+ */
+int64_t ops_draw(ops_fixture *f, int64_t low, int64_t high);
+double *ops_random(ops_fixture *f, int64_t count, double std);
+double *ops_zeros(ops_fixture *f, int64_t count);
+/* Backend memory holding the values as `dtype`; `values` are rounded alike, so that the reference sees what the op
+ * sees. */
+void *ops_put(ops_fixture *f, double *values, int64_t count, spt_dtype dtype);
+int32_t *ops_put_ids(ops_fixture *f, const int32_t *ids, int64_t count);
+/* Backend memory full of NaN. */
+void *ops_poison(ops_fixture *f, int64_t count, spt_dtype dtype);
+void *ops_poison_bytes(ops_fixture *f, size_t bytes);
+/* Fetches and adds to the hash. */
+double *ops_get(ops_fixture *f, const void *memory, int64_t count, spt_dtype dtype);
+/* Fails unless |got − want|₂ ≤ tolerance·|want|₂ and no element is off by more than 8·tolerance·max|want|. The
+ * tolerance of fp32 is 1e-5, of bf16 1.2e-2 (about six roundings of 2^-9), each times `factor`. */
+void ops_check(const ops_fixture *f, const char *what, const double *got, const double *want, int64_t count,
+               spt_dtype arithmetic, double factor);
+#define OPS_OK(call)                                                                                                   \
+  do {                                                                                                                 \
+    if ((call) != SPT_OK) fail_msg("%s: %s", #call, spt_error_message());                                              \
+  } while (0)
+
+/* Runs `body` `repetitions` times with different draws. */
+void ops_run(const char *name, void (*body)(ops_fixture *f), int repetitions);
+
+#endif

@@ -1,0 +1,284 @@
+/* metrics.jsonl and metrics.h5: bitwise round trips, cutting on resume, torn lines, a full disk. */
+#include "unit_test.h"
+
+#include "faults.h"
+#include "temp_folder.h"
+
+#include "io/durable_file.h"
+#include "io/metrics.h"
+
+#include <hdf5.h>
+#include <math.h>
+#include <sys/stat.h>
+
+static uint64_t seed;
+static char folder[700], jsonl[800];
+
+static int fresh_folder(void **state) {
+  (void)state;
+  static int count;
+  snprintf(folder, sizeof folder, "%s/%d", temp_folder, count++);
+  snprintf(jsonl, sizeof jsonl, "%s/metrics.jsonl", folder);
+  return mkdir(folder, 0777);
+}
+
+static double number(uint64_t step, uint64_t field) {
+  const double magnitude = (double)(spt_random_bits(seed, step, 2 * field) % 40) - 20;
+  return ldexp((double)spt_random_bits(seed, step, 2 * field + 1), (int)magnitude - 64);
+}
+
+/* A record of random numbers; some are not finite, every third step validates. */
+static spt_metric_record make(int64_t step) {
+  const uint64_t s = (uint64_t)step;
+  spt_metric_record r = {.step = step,
+                         .tokens = step * 4096,
+                         .loss = number(s, 0),
+                         .lr = number(s, 1),
+                         .grad_norm = number(s, 2),
+                         .tokens_per_second = number(s, 3),
+                         .step_seconds = number(s, 4),
+                         .data_wait_seconds = number(s, 5),
+                         .model_flops_per_second = 1e12 * number(s, 6),
+                         .reduce_wait_seconds = number(s, 7),
+                         .gather_seconds = number(s, 8),
+                         .optimizer_seconds = number(s, 9),
+                         .reduce_bytes = (int64_t)(spt_random_bits(seed, s, 50) >> 2),
+                         .reduce_messages = step + 1,
+                         .gather_bytes = 3 * step,
+                         .gather_messages = step};
+  if (step % 5 == 0) r.loss = NAN;
+  if (step % 7 == 0) r.grad_norm = step % 2 ? INFINITY : -INFINITY;
+  if (step % 3 == 0) {
+    r.validated = true;
+    r.validation_loss = number(s, 20);
+    r.perplexity = step % 9 == 0 ? INFINITY : number(s, 21);
+    r.bits_per_byte = step % 2 ? NAN : number(s, 22);
+  }
+  return r;
+}
+
+/* Bitwise, but for what null does not tell apart. */
+static void assert_same(double found, double wanted) {
+  if (isfinite(wanted))
+    assert_memory_equal(&found, &wanted, sizeof wanted);
+  else
+    assert_true(isnan(found));
+}
+
+static void assert_record(const spt_metric_record *r, int64_t step) {
+  const spt_metric_record w = make(step);
+  assert_true(r->step == w.step && r->tokens == w.tokens && r->reduce_bytes == w.reduce_bytes &&
+              r->reduce_messages == w.reduce_messages && r->gather_bytes == w.gather_bytes &&
+              r->gather_messages == w.gather_messages && r->validated == w.validated);
+  const double found[] = {r->loss,
+                          r->lr,
+                          r->grad_norm,
+                          r->tokens_per_second,
+                          r->step_seconds,
+                          r->data_wait_seconds,
+                          r->model_flops_per_second,
+                          r->reduce_wait_seconds,
+                          r->gather_seconds,
+                          r->optimizer_seconds};
+  const double wanted[] = {w.loss,
+                           w.lr,
+                           w.grad_norm,
+                           w.tokens_per_second,
+                           w.step_seconds,
+                           w.data_wait_seconds,
+                           w.model_flops_per_second,
+                           w.reduce_wait_seconds,
+                           w.gather_seconds,
+                           w.optimizer_seconds};
+  for (size_t i = 0; i < sizeof found / sizeof *found; i++) assert_same(found[i], wanted[i]);
+  if (!w.validated) return;
+  assert_same(r->validation_loss, w.validation_loss);
+  assert_same(r->perplexity, w.perplexity);
+  assert_same(r->bits_per_byte, w.bits_per_byte);
+}
+
+static void assert_steps(int64_t last) {
+  spt_metric_record *records;
+  int64_t count;
+  assert_ok(spt_metrics_read(jsonl, &records, &count));
+  assert_int_equal(count, last);
+  for (int64_t i = 0; i < count; i++) assert_record(&records[i], i + 1);
+  free(records);
+}
+
+static void append(spt_metrics *metrics, int64_t first, int64_t last) {
+  for (int64_t step = first; step <= last; step++) {
+    const spt_metric_record record = make(step);
+    assert_ok(spt_metrics_append(metrics, &record));
+  }
+}
+
+static void write_run(int64_t last) {
+  spt_metrics *metrics;
+  assert_ok(spt_metrics_open(folder, 0, &metrics));
+  append(metrics, 1, last);
+  spt_metrics_close(&metrics);
+  assert_null(metrics);
+}
+
+static void add_text(const char *text, size_t bytes) {
+  FILE *file = fopen(jsonl, "ab");
+  assert_non_null(file);
+  assert_int_equal(fwrite(text, 1, bytes, file), bytes);
+  assert_int_equal(fclose(file), 0);
+}
+
+/* ---- tests ---- */
+
+static void round_trip(void **unused) {
+  (void)unused;
+  write_run(400);
+  assert_steps(400);
+  write_run(30); // step 0 starts a new file
+  assert_steps(30);
+  char *text;
+  size_t bytes;
+  assert_ok(spt_file_read_all(jsonl, &text, &bytes));
+  int line = 0;
+  for (char *at = text, *end; (end = strchr(at, '\n')); at = end + 1) { // plain JSON, whatever a reader makes of NaN
+    *end = '\0';
+    line++;
+    assert_true(at[0] == '{' && end[-1] == '}');
+    assert_null(strstr(at, "nan"));
+    assert_null(strstr(at, "inf"));
+    assert_int_equal(strstr(at, "\"validation_loss\":") != NULL, line % 3 == 0);
+    assert_int_equal(strstr(at, "\"loss\":null") != NULL, line % 5 == 0);
+  }
+  assert_int_equal(line, 30);
+  free(text);
+}
+
+static void resume_cuts(void **unused) {
+  (void)unused;
+  spt_metrics *metrics;
+  write_run(50);
+  assert_ok(spt_metrics_open(folder, 41, &metrics)); // the checkpoint's step
+  assert_steps(41);
+  append(metrics, 42, 60);
+  assert_steps(60);
+  spt_metrics_close(&metrics);
+  assert_ok(spt_metrics_open(folder, 1000, &metrics)); // nothing to cut
+  assert_steps(60);
+  spt_metrics_close(&metrics);
+  assert_int_equal(unlink(jsonl), 0);
+  assert_ok(spt_metrics_open(folder, 41, &metrics)); // lost: starts anew
+  append(metrics, 1, 2);
+  spt_metrics_close(&metrics);
+  assert_steps(2);
+}
+
+static void torn_lines(void **unused) {
+  (void)unused;
+  static const struct {
+    const char *text;
+    size_t bytes;
+  } tails[] = {{"{\"step\":21,\"lo", 14}, {"{\"step\":21}", 11}, {"\0\0\0\0\0\0", 6}, {"\0\0\0\n", 4},
+               {"{\"step\":2\n", 10},     {"[21]\n", 5},         {"\xff\n", 2}};
+  for (size_t i = 0; i < sizeof tails / sizeof *tails; i++) {
+    spt_metrics *metrics;
+    write_run(20);
+    add_text(tails[i].text, tails[i].bytes);
+    assert_steps(20);
+    assert_ok(spt_metrics_open(folder, 30, &metrics));
+    append(metrics, 21, 25);
+    spt_metrics_close(&metrics);
+    assert_steps(25);
+  }
+  spt_metric_record *records;
+  int64_t count;
+  spt_metrics *metrics;
+  add_text("nonsense\n{\"step\":26}\n", 21);
+  assert_fails(SPT_ERR_DATA, spt_metrics_read(jsonl, &records, &count), "metrics.jsonl:26");
+  assert_fails(SPT_ERR_DATA, spt_metrics_open(folder, 26, &metrics), "metrics.jsonl:26");
+  assert_ok(spt_metrics_open(folder, 25, &metrics)); // before the damage: it is cut off
+  spt_metrics_close(&metrics);
+  assert_steps(25);
+  assert_fails(SPT_ERR_DATA, spt_metrics_read("/nonexistent/metrics.jsonl", &records, &count),
+               "/nonexistent/metrics.jsonl");
+}
+
+/* A dataset of metrics.h5; its length. */
+static int64_t read_series(const char *name, double *values) {
+  char path[800];
+  snprintf(path, sizeof path, "%s/metrics.h5", folder);
+  const hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT),
+              set = file < 0 ? -1 : H5Dopen2(file, name, H5P_DEFAULT);
+  if (set < 0) fail_msg("%s: no %s", path, name);
+  const hid_t space = H5Dget_space(set);
+  const int64_t count = (int64_t)H5Sget_simple_extent_npoints(space);
+  assert_int_equal(H5Sget_simple_extent_ndims(space), 1);
+  assert_true(count <= 1000 &&
+              (count == 0 || H5Dread(set, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, values) >= 0));
+  H5Sclose(space);
+  H5Dclose(set);
+  H5Fclose(file);
+  return count;
+}
+
+static void same_in_hdf5(void **unused) {
+  (void)unused;
+  double values[1000];
+  spt_metrics *metrics;
+  assert_ok(spt_metrics_open(folder, 0, &metrics));
+  assert_ok(spt_metrics_write_hdf5(metrics)); // empty series
+  assert_int_equal(read_series("/loss", values), 0);
+  append(metrics, 1, 20);
+  assert_ok(spt_metrics_write_hdf5(metrics));
+  spt_metrics_close(&metrics);
+  assert_ok(spt_metrics_open(folder, 12, &metrics)); // a resume has the earlier series too
+  append(metrics, 13, 30);
+  assert_ok(spt_metrics_write_hdf5(metrics));
+  assert_int_equal(read_series("/step", values), 30);
+  for (int i = 0; i < 30; i++) assert_true(values[i] == i + 1);
+  assert_int_equal(read_series("/loss", values), 30);
+  for (int i = 0; i < 30; i++) assert_same(values[i], make(i + 1).loss);
+  assert_int_equal(read_series("/gather_bytes", values), 30);
+  for (int i = 0; i < 30; i++) assert_true(values[i] == 3 * (i + 1));
+  assert_int_equal(read_series("/validation/step", values), 10);
+  for (int i = 0; i < 10; i++) assert_true(values[i] == 3 * (i + 1));
+  assert_int_equal(read_series("/validation/validation_loss", values), 10);
+  for (int i = 0; i < 10; i++) assert_same(values[i], make(3 * (i + 1)).validation_loss);
+
+  append(metrics, 31, 31);
+  faults.writes_left = 0;
+  faults.write_error = ENOSPC;
+  assert_fails(SPT_ERR_RESOURCE, spt_metrics_write_hdf5(metrics), "metrics.h5", "no space left");
+  faults_reset();
+  assert_int_equal(read_series("/step", values), 30); // as it was
+  char part[800];
+  snprintf(part, sizeof part, "%s/metrics.h5.part", folder);
+  assert_int_not_equal(access(part, F_OK), 0);
+  spt_metrics_close(&metrics);
+}
+
+static void full_disk(void **unused) {
+  (void)unused;
+  spt_metrics *metrics;
+  assert_ok(spt_metrics_open(folder, 0, &metrics));
+  append(metrics, 1, 10);
+  const spt_metric_record record = make(11);
+  faults.writes_left = 0;
+  faults.write_error = ENOSPC; // half a line is written
+  assert_fails(SPT_ERR_RESOURCE, spt_metrics_append(metrics, &record), "metrics.jsonl", "no space left");
+  faults_reset();
+  assert_steps(10);
+  append(metrics, 11, 12); // space was made
+  spt_metrics_close(&metrics);
+  assert_steps(12);
+  assert_fails(SPT_ERR_RESOURCE, spt_metrics_open("/nonexistent", 0, &metrics), "/nonexistent/metrics.jsonl");
+}
+
+int main(void) {
+  seed = unit_test_seed("test_metrics");
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup(round_trip, fresh_folder), cmocka_unit_test_setup(resume_cuts, fresh_folder),
+      cmocka_unit_test_setup(torn_lines, fresh_folder), cmocka_unit_test_setup(same_in_hdf5, fresh_folder),
+      cmocka_unit_test_setup(full_disk, fresh_folder),
+  };
+  return cmocka_run_group_tests(tests, temp_folder_make, temp_folder_remove);
+}

@@ -1,0 +1,60 @@
+/* Causal attention: head widths 1…128, grouped-query heads, sequence lengths around the block edges. */
+#include "ops_fixture.h"
+
+#include "backend_cpu.h"
+#include "reference.h"
+
+static ref_attention shape;
+
+static void body(ops_fixture *f) {
+  ref_attention a = shape;
+  const int64_t N = a.sequences * a.seq_len, width = (a.heads + 2 * a.kv_heads) * a.head_dim,
+                out = a.heads * a.head_dim;
+  double *qkv = ops_random(f, N * width, 1.5), *d_o = ops_random(f, N * out, 1.0);
+  double *o = ops_zeros(f, N * out), *lse = ops_zeros(f, N * a.heads), *dqkv = ops_zeros(f, N * width);
+  spt_attention_args args = {
+      .sequences = a.sequences,
+      .seq_len = a.seq_len,
+      .heads = a.heads,
+      .kv_heads = a.kv_heads,
+      .head_dim = a.head_dim,
+      .qkv = ops_put(f, qkv, N * width, f->act),
+      .o = ops_poison(f, N * out, f->act),
+      .lse = ops_poison(f, N * a.heads, SPT_F32),
+      .d_o = ops_put(f, d_o, N * out, f->act),
+      .dqkv = ops_poison(f, N * width, f->act),
+      .workspace =
+          ops_poison_bytes(f, spt_cpu_attention_workspace((const spt_cpu *)f->backend, a.seq_len, a.head_dim, true))};
+  a.qkv = qkv;
+  ref_attention_forward(&a, o, lse);
+  OPS_OK(f->backend->ops->attention_forward(f->backend, &args));
+  ops_check(f, "o", ops_get(f, args.o, N * out, f->act), o, N * out, f->act, 1.0);
+  ops_check(f, "lse", ops_get(f, args.lse, N * a.heads, SPT_F32), lse, N * a.heads, SPT_F32,
+            1.0); // of exact operands, in fp32
+  ref_attention_backward(&a, d_o, dqkv);
+  OPS_OK(f->backend->ops->attention_backward(f->backend, &args));
+  ops_check(f, "dqkv", ops_get(f, args.dqkv, N * width, f->act), dqkv, N * width, f->act, 1.0);
+}
+
+static void test_attention(void **state) {
+  (void)state;
+  static const struct {
+    const char *name;
+    ref_attention shape;
+  } cases[] = {
+      {"attention T=1", {3, 1, 2, 2, 16, NULL}},         {"attention T=37", {2, 37, 3, 3, 16, NULL}},
+      {"attention T=127", {1, 127, 1, 1, 33, NULL}},     {"attention T=128", {1, 128, 2, 2, 32, NULL}},
+      {"attention T=129 GQA", {2, 129, 6, 2, 20, NULL}}, {"attention T=513 GQA", {1, 513, 4, 1, 17, NULL}},
+      {"attention T=650", {1, 650, 1, 1, 64, NULL}},     {"attention T=70 d=128", {2, 70, 2, 1, 128, NULL}},
+      {"attention T=9 d=1", {4, 9, 5, 5, 1, NULL}},
+  };
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    shape = cases[i].shape;
+    ops_run(cases[i].name, body, 1);
+  }
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_attention)};
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,320 @@
+/* A run's folder: the lock, the newest intact checkpoint, the best one, and what is never touched. */
+#include "unit_test.h"
+
+#include "faults.h"
+#include "host_backend.h"
+#include "temp_folder.h"
+
+#include "io/durable_file.h"
+#include "io/run_folder.h"
+
+#include <math.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+static uint64_t seed;
+static spt_comm *comm;
+static char output[700]; /* of the running test */
+
+static int fresh_output(void **state) {
+  (void)state;
+  static int count;
+  unsetenv("SLURM_JOB_ID");
+  snprintf(output, sizeof output, "%s/runs/%d", temp_folder, count++); // "runs" does not exist at first
+  return 0;
+}
+
+static const char *in_output(const char *name) {
+  static char paths[4][1024];
+  static int next;
+  char *path = paths[next++ % 4];
+  snprintf(path, sizeof paths[0], "%s/%s", output, name);
+  return path;
+}
+
+static bool exists(const char *name) {
+  return access(in_output(name), F_OK) == 0;
+}
+
+static void spill(const char *name, const char *text) {
+  assert_ok(spt_file_replace(in_output(name), text, strlen(text)));
+}
+
+static char *slurp(const char *name) {
+  char *text;
+  size_t bytes;
+  assert_ok(spt_file_read_all(in_output(name), &text, &bytes));
+  return text;
+}
+
+/* Saves step `step` to its own name; `path` receives it. */
+static void save(const spt_run_folder *folder, int64_t step, char path[SPT_PATH_MAX]) {
+  float values[33];
+  spt_random_normal(seed, (uint64_t)step, 0, 33, 1, values);
+  spt_checkpoint_item item = {.dataset = "/model/w", .rows = 11, .cols = 3, .end = 33, .values = values};
+  const spt_checkpoint_header header = {.step = step, .rank_count = 1, .best_validation_loss = NAN};
+  spt_checkpoint_saver *saver;
+  spt_run_folder_checkpoint_path(folder, step, path);
+  assert_ok(spt_checkpoint_saver_open(comm, &host_backend, &item, 1, &saver));
+  assert_ok(spt_checkpoint_save_begin(saver, path, &header, "job"));
+  assert_ok(spt_checkpoint_save_finish(saver));
+  spt_checkpoint_saver_close(&saver);
+}
+
+static void damage(const char *path) {
+  char *bytes;
+  size_t count;
+  assert_ok(spt_file_read_all(path, &bytes, &count));
+  bytes[spt_random_bits(seed, 999, (uint64_t)count) % count] ^= 0x10;
+  assert_ok(spt_file_replace(path, bytes, count));
+  free(bytes);
+}
+
+static void assert_newest(const spt_run_folder *folder, int64_t step, const char *warned) {
+  char warning[2000];
+  spt_checkpoint *checkpoint;
+  assert_ok(spt_run_folder_newest(folder, &checkpoint, warning, sizeof warning));
+  assert_non_null(checkpoint);
+  assert_int_equal(spt_checkpoint_header_of(checkpoint)->step, step);
+  spt_checkpoint_close(&checkpoint);
+  if (warned)
+    assert_non_null(strstr(warning, warned));
+  else
+    assert_string_equal(warning, "");
+  assert_ok(spt_run_folder_newest(folder, &checkpoint, NULL, 0));
+  spt_checkpoint_close(&checkpoint);
+}
+
+/* ---- lock ---- */
+
+static void one_run_at_a_time(void **unused) {
+  (void)unused;
+  spt_run_folder *folder, *second = NULL;
+  char host[128] = "", process[32];
+  assert_ok(spt_run_folder_open(output, false, &folder));
+  assert_true(exists("checkpoints") && exists("lock"));
+  gethostname(host, sizeof host - 1);
+  snprintf(process, sizeof process, "process %ld", (long)getpid());
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, false, &second), output, host, process);
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, true, &second), output, host, process);
+  assert_null(second);
+  const pid_t child = fork();
+  assert_true(child >= 0);
+  if (child == 0) _exit(spt_run_folder_open(output, true, &second) == SPT_ERR_USAGE ? 0 : 1);
+  int status;
+  assert_int_equal(waitpid(child, &status, 0), child);
+  assert_int_equal(status, 0);
+  assert_true(exists("lock")); // those refused left it
+  spt_run_folder_close(&folder);
+  assert_null(folder);
+  assert_false(exists("lock"));
+  assert_ok(spt_run_folder_open(output, true, &folder));
+  spt_run_folder_close(&folder);
+}
+
+/* A killed run leaves its lock file; the same host knows that it is dead. */
+static void killed_run(void **unused) {
+  (void)unused;
+  spt_run_folder *folder;
+  int ready[2];
+  assert_int_equal(pipe(ready), 0);
+  const pid_t child = fork();
+  assert_true(child >= 0);
+  if (child == 0) {
+    const char done = spt_run_folder_open(output, false, &folder) == SPT_OK ? 'y' : 'n';
+    if (write(ready[1], &done, 1) == 1)
+      for (;;) pause();
+    _exit(1);
+  }
+  char answer = 0;
+  assert_int_equal(read(ready[0], &answer, 1), 1);
+  assert_int_equal(answer, 'y');
+  char process[32];
+  snprintf(process, sizeof process, "process %ld", (long)child);
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, true, &folder), process);
+  assert_int_equal(kill(child, SIGKILL), 0);
+  assert_int_equal(waitpid(child, NULL, 0), child);
+  assert_true(exists("lock"));
+  assert_ok(spt_run_folder_open(output, true, &folder));
+  spt_run_folder_close(&folder);
+  close(ready[0]);
+  close(ready[1]);
+}
+
+static void other_host(void **unused) {
+  (void)unused;
+  spt_run_folder *folder;
+  setenv("SLURM_JOB_ID", "4711", 1);
+  assert_ok(spt_run_folder_open(output, false, &folder));
+  char *text = slurp("lock");
+  assert_non_null(strstr(text, "slurm_job 4711"));
+  free(text);
+  spt_run_folder_close(&folder);
+
+  spill("lock", "host elsewhere process 1234 slurm_job 99 since 2020-01-01T00:00:00Z\n");
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, true, &folder), in_output("lock"), "host elsewhere",
+               "process 1234", "Slurm job 99", "remove");
+  assert_true(exists("lock"));
+  setenv("SLURM_JOB_ID", "99", 1); // requeued after its node died
+  assert_ok(spt_run_folder_open(output, true, &folder));
+  spt_run_folder_close(&folder);
+  spill("lock", "host else"); // torn
+  assert_ok(spt_run_folder_open(output, true, &folder));
+  spt_run_folder_close(&folder);
+}
+
+static void unusable_output(void **unused) {
+  (void)unused;
+  spt_run_folder *folder;
+  char name[3000];
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_open("", false, &folder), "run.output");
+  memset(name, 'x', sizeof name - 1);
+  name[sizeof name - 1] = '\0';
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_open(name, false, &folder), "run.output");
+  assert_ok(spt_run_folder_open(output, false, &folder));
+  assert_ok(spt_run_folder_write_job(folder, "first"));
+  assert_ok(spt_run_folder_write_job(folder, "second"));
+  char *text = slurp("job.toml");
+  assert_string_equal(text, "second");
+  free(text);
+  faults.writes_left = 0;
+  faults.write_error = ENOSPC;
+  assert_fails(SPT_ERR_RESOURCE, spt_run_folder_write_job(folder, "third"), "job.toml", "no space left");
+  faults_reset();
+  text = slurp("job.toml");
+  assert_string_equal(text, "second");
+  free(text);
+  assert_false(exists("job.toml.part"));
+  spt_run_folder_close(&folder);
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_open(in_output("job.toml"), false, &folder), "job.toml"); // a file
+}
+
+/* ---- checkpoints ---- */
+
+static void newest(void **unused) {
+  (void)unused;
+  spt_run_folder *folder;
+  spt_checkpoint *checkpoint = (spt_checkpoint *)&seed; // to be overwritten
+  char path[3][SPT_PATH_MAX], found[SPT_PATH_MAX], best[SPT_PATH_MAX];
+  assert_ok(spt_run_folder_open(output, false, &folder));
+  assert_ok(spt_run_folder_newest(folder, &checkpoint, NULL, 0));
+  assert_null(checkpoint);
+  assert_ok(spt_run_folder_find(output, found, best));
+  assert_true(found[0] == '\0' && best[0] == '\0');
+  static const int64_t steps[] = {5, 20, 123456789}; // as text the last is not the largest
+  for (int i = 0; i < 3; i++) save(folder, steps[i], path[i]);
+  assert_string_equal(path[0], in_output("checkpoints/step-00000005.h5"));
+  assert_ok(spt_run_folder_find(output, found, best));
+  assert_string_equal(found, path[2]);
+  assert_newest(folder, steps[2], NULL);
+  damage(path[2]);
+  assert_newest(folder, steps[1], path[2]);
+  spill("checkpoints/step-99999999999.h5", "");
+  assert_newest(folder, steps[1], "step-99999999999.h5");
+  assert_int_equal(rename(path[0], path[1]), 0); // holds step 5 under the name of step 20
+  save(folder, steps[0], path[0]);
+  assert_newest(folder, steps[0], path[1]);
+  damage(path[0]);
+  assert_fails(SPT_ERR_DATA, spt_run_folder_newest(folder, &checkpoint, NULL, 0), output, "none of 4");
+  assert_null(checkpoint);
+  spt_run_folder_close(&folder);
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, false, &folder), output, "--resume");
+  assert_false(exists("lock"));
+}
+
+static void keeps_and_removes(void **unused) {
+  (void)unused;
+  static const char *const foreign[] = {"notes.txt",
+                                        "checkpoints/step-1.h5",
+                                        "checkpoints/step-00000001.h5",
+                                        "checkpoints/step-00000010.h5.bak",
+                                        "checkpoints/mine-00000010.h5",
+                                        "checkpoints/mine.part"};
+  spt_run_folder *folder;
+  char path[SPT_PATH_MAX], older[SPT_PATH_MAX];
+  assert_ok(spt_run_folder_open(output, false, &folder));
+  for (size_t i = 0; i < sizeof foreign / sizeof *foreign; i++) spill(foreign[i], "not a checkpoint");
+  save(folder, 900, older); // of another time line
+  for (int64_t step = 10; step <= 60; step += 10) {
+    spill("checkpoints/step-00000099.h5.part", "a killed save");
+    save(folder, step, path);
+    assert_ok(spt_run_folder_after_save(folder, path, step == 20, 2));
+    assert_false(exists("checkpoints/step-00000099.h5.part"));
+  }
+  static const struct {
+    const char *name;
+    bool kept;
+  } steps[] = {{"checkpoints/step-00000010.h5", false}, {"checkpoints/step-00000020.h5", false},
+               {"checkpoints/step-00000030.h5", false}, {"checkpoints/step-00000040.h5", false},
+               {"checkpoints/step-00000050.h5", true},  {"checkpoints/step-00000060.h5", true},
+               {"checkpoints/step-00000900.h5", true}};
+  for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) assert_int_equal(exists(steps[i].name), steps[i].kept);
+  for (size_t i = 0; i < sizeof foreign / sizeof *foreign; i++) assert_true(exists(foreign[i]));
+  spt_checkpoint *best;
+  assert_ok(spt_checkpoint_open(in_output("checkpoints/best.h5"), &best)); // though step 20's own name is gone
+  assert_int_equal(spt_checkpoint_header_of(best)->step, 20);
+  assert_ok(spt_checkpoint_verify(best));
+  spt_checkpoint_close(&best);
+  assert_ok(spt_run_folder_after_save(folder, path, false, 0)); // at least one is kept: the one just saved
+  assert_true(exists("checkpoints/step-00000060.h5") && !exists("checkpoints/step-00000050.h5"));
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_after_save(folder, in_output("notes.txt"), false, 1), "notes.txt");
+  spt_run_folder_close(&folder);
+}
+
+static void best_by_link_or_copy(void **unused) {
+  (void)unused;
+  spt_run_folder *folder;
+  struct stat step, best;
+  char path[SPT_PATH_MAX];
+  assert_ok(spt_run_folder_open(output, false, &folder));
+  for (int64_t i = 1; i <= 4; i++) {
+    const bool copy = i > 2;
+    save(folder, i, path);
+    for (int twice = 0; twice < 2; twice++) {
+      if (copy) faults.link_error = i == 3 ? EPERM : EMLINK;
+      assert_ok(spt_run_folder_after_save(folder, path, true, 1));
+      faults_reset();
+      assert_int_equal(stat(path, &step), 0);
+      assert_int_equal(stat(in_output("checkpoints/best.h5"), &best), 0);
+      assert_int_equal(step.st_ino != best.st_ino, copy);
+      assert_false(exists("checkpoints/best.h5.part"));
+      spt_checkpoint *checkpoint;
+      assert_ok(spt_checkpoint_open(in_output("checkpoints/best.h5"), &checkpoint));
+      assert_int_equal(spt_checkpoint_header_of(checkpoint)->step, i);
+      assert_ok(spt_checkpoint_verify(checkpoint));
+      spt_checkpoint_close(&checkpoint);
+    }
+  }
+  // The best alone is enough to go on from.
+  assert_int_equal(unlink(path), 0);
+  assert_newest(folder, 4, NULL);
+  // A copy that does not fit leaves the older best.
+  save(folder, 5, path);
+  faults.link_error = EPERM;
+  faults.reserve_error = ENOSPC;
+  assert_fails(SPT_ERR_RESOURCE, spt_run_folder_after_save(folder, path, true, 1), "best.h5", "no space left");
+  faults_reset();
+  assert_false(exists("checkpoints/best.h5.part"));
+  assert_int_equal(unlink(path), 0);
+  assert_newest(folder, 4, NULL);
+  spt_run_folder_close(&folder);
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, false, &folder), "--resume"); // best.h5 is a checkpoint too
+}
+
+int main(void) {
+  seed = unit_test_seed("test_run_folder");
+  if (spt_comm_self_open(&comm) != SPT_OK) return 1;
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test_setup(one_run_at_a_time, fresh_output),
+      cmocka_unit_test_setup(killed_run, fresh_output),
+      cmocka_unit_test_setup(other_host, fresh_output),
+      cmocka_unit_test_setup(unusable_output, fresh_output),
+      cmocka_unit_test_setup(newest, fresh_output),
+      cmocka_unit_test_setup(keeps_and_removes, fresh_output),
+      cmocka_unit_test_setup(best_by_link_or_copy, fresh_output),
+  };
+  const int failed = cmocka_run_group_tests(tests, temp_folder_make, temp_folder_remove);
+  comm->ops->close(&comm);
+  return failed;
+}
