@@ -177,9 +177,10 @@ static void write_script(FILE *script, const spt_metric_record *records, int64_t
   if (s->best) write_points(script, records, count, true);
   fprintf(script, "if (strstrt(GPVAL_TERMINALS, 'pngcairo') > 0) set terminal pngcairo size 960,600; else set terminal "
                   "png size 960,600\n"
-                  "set xlabel 'tokens'\nset ylabel 'loss (nats per token)'\nset format x '%%.0s%%c'\nset grid\n"
-                  "set key top right\nplot $training with lines lc rgb '#7aa6d8' title 'training'");
-  if (s->best) fprintf(script, ", $validation with linespoints lw 2 pt 7 lc rgb '#c03028' title 'validation'");
+                  "set xlabel 'tokens (millions)'\nset ylabel 'loss (nats per token)'\nset grid\n"
+                  "set key top right\nplot $training using ($1/1e6):2 with lines lc rgb '#7aa6d8' title 'training'");
+  if (s->best)
+    fprintf(script, ", $validation using ($1/1e6):2 with linespoints lw 2 pt 7 lc rgb '#c03028' title 'validation'");
   fprintf(script, "\n");
 }
 

@@ -1,13 +1,9 @@
 #include "dense.h"
 
+#include "unit_test.h"
+
 #include <lapacke.h>
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <string.h>
-
-#include <cmocka.h>
 
 static int64_t smaller(int64_t a, int64_t b) {
   return a < b ? a : b;

@@ -1,12 +1,8 @@
 #include "golden.h"
 
-#include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <string.h>
+#include "unit_test.h"
 
-#include <cmocka.h>
+#include <math.h>
 
 hid_t golden_open(const char *name) {
   char path[1024];

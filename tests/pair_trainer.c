@@ -1,19 +1,13 @@
 #include "pair_trainer.h"
 
 #include "dense.h"
+#include "unit_test.h"
 
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
 
 void *trainer_memory(spt_backend *backend, size_t bytes) {
   void *pointer = NULL;
-  OK(backend->ops->alloc(backend, bytes, &pointer));
+  assert_ok(backend->ops->alloc(backend, bytes, &pointer));
   return pointer;
 }
 
@@ -27,7 +21,7 @@ void trainer_open(spt_backend *backend, const spt_params *params, const spt_layo
   t->gradients = trainer_memory(backend, (size_t)layout->elements * sizeof(float));
   t->control = trainer_memory(backend, sizeof *t->control);
   const spt_control apply = {.clip = 1, .apply = 1};
-  OK(backend->ops->upload(backend, t->control, &apply, sizeof apply));
+  assert_ok(backend->ops->upload(backend, t->control, &apply, sizeof apply));
 }
 
 void trainer_close(pair_trainer *t) {
@@ -40,13 +34,13 @@ void trainer_close(pair_trainer *t) {
 }
 
 void trainer_put(const pair_trainer *t, float *slab, int tensor, const float *values) {
-  OK(t->backend->ops->upload(t->backend, slab + t->layout->offset[tensor], values,
-                             (size_t)t->params->tensors[tensor].count * sizeof *values));
+  assert_ok(t->backend->ops->upload(t->backend, slab + t->layout->offset[tensor], values,
+                                    (size_t)t->params->tensors[tensor].count * sizeof *values));
 }
 
 void trainer_get(const pair_trainer *t, const float *slab, int tensor, float *values) {
-  OK(t->backend->ops->download(t->backend, values, slab + t->layout->offset[tensor],
-                               (size_t)t->params->tensors[tensor].count * sizeof *values));
+  assert_ok(t->backend->ops->download(t->backend, values, slab + t->layout->offset[tensor],
+                                      (size_t)t->params->tensors[tensor].count * sizeof *values));
 }
 
 void trainer_use(pair_trainer *t, spt_method method, double lr, double momentum, uint64_t seed) {
@@ -57,8 +51,8 @@ void trainer_use(pair_trainer *t, spt_method method, double lr, double momentum,
                                        .power_steps = 1,
                                        .adamw = {.lr = -1, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8}};
   spt_optimizer_close(&t->optimizer);
-  OK(spt_optimizer_open(t->backend, &config, t->params, t->layout, &t->share, t->parameters, t->gradients, seed,
-                        &t->optimizer));
+  assert_ok(spt_optimizer_open(t->backend, &config, t->params, t->layout, &t->share, t->parameters, t->gradients, seed,
+                               &t->optimizer));
 }
 
 void trainer_use_exact_vectors(pair_trainer *t) {
@@ -70,12 +64,12 @@ void trainer_use_exact_vectors(pair_trainer *t) {
     const spt_tensor *tensor = &t->params->tensors[pieces[i].tensor];
     trainer_get(t, t->parameters, pieces[i].tensor, w);
     dense_norm2(tensor->rows, tensor->cols, w, u);
-    OK(t->backend->ops->upload(t->backend, pieces[i].values, u, (size_t)tensor->rows * sizeof *u));
+    assert_ok(t->backend->ops->upload(t->backend, pieces[i].values, u, (size_t)tensor->rows * sizeof *u));
   }
 }
 
 void trainer_step(pair_trainer *t) {
-  OK(spt_optimizer_step(t->optimizer, 1, t->control));
+  assert_ok(spt_optimizer_step(t->optimizer, 1, t->control));
 }
 
 void pair_table_open(int count, pair_table *table) {

@@ -41,9 +41,4 @@ void pair_table_close(pair_table *table);
  * off by at most 2^-23 of itself and of its step. */
 double fp32_rounding(const spt_pair *pair, const float *a, const float *b, double rho);
 
-#define OK(expression)                                                                                                 \
-  do {                                                                                                                 \
-    if ((expression) != SPT_OK) fail_msg("%s: %s", #expression, spt_error_message());                                  \
-  } while (0)
-
 #endif

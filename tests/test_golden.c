@@ -1,16 +1,9 @@
 /* The whole model's loss and gradients against the float64 PyTorch reference of tests/reference (model_reference.py),
  * in every parameterization and every way a pass can be run. */
 #include "golden.h"
+#include "unit_test.h"
 
 #include "core/model.h"
-
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
 
 static const char *const cases[] = {"low_rank", "low_rank_gqa", "dense", "low_rank_ffn", "low_rank_tied"};
 
@@ -34,11 +27,6 @@ static const mode modes[] = {
     {"bf16", SPT_PRECISION_BF16, 2, 2, false, 5e-3, 5e-2},
     {"bf16, recompute", SPT_PRECISION_BF16, 1, 1, true, 5e-3, 5e-2},
 };
-
-#define OK(expression)                                                                                                 \
-  do {                                                                                                                 \
-    if ((expression) != SPT_OK) fail_msg("%s: %s", #expression, spt_error_message());                                  \
-  } while (0)
 
 typedef struct problem {
   char path[64]; /* "/cases/<name>" */
@@ -95,7 +83,7 @@ static void open_problem(const char *name, problem *p) {
   snprintf(text, sizeof text, "%s/targets", p->path);
   golden_int32(p->file, text, tokens, p->targets);
 
-  OK(spt_params_open(&p->config, &p->params));
+  assert_ok(spt_params_open(&p->config, &p->params));
   // offsets out of table order and with gaps: nothing may assume a dense slab
   p->layout.offset = calloc((size_t)p->params->tensor_count, sizeof *p->layout.offset);
   assert_non_null(p->layout.offset);
@@ -146,26 +134,28 @@ static void run_mode(const problem *p, const mode *mode, const float *parameters
   void *device_parameters, *device_gradients;
   spt_model_config config = p->config;
   config.recompute = mode->recompute;
-  OK(spt_backend_open(SPT_BACKEND_CPU, mode->precision, mode->threads, 1, &backend));
-  OK(backend->ops->alloc(backend, bytes, &device_parameters));
-  OK(backend->ops->alloc(backend, bytes, &device_gradients));
-  OK(backend->ops->upload(backend, device_parameters, parameters, bytes));
-  OK(spt_model_open(backend, &config, p->params, &p->layout, device_parameters, device_gradients, mode->micro, &model));
-  OK(spt_model_refresh(model));
+  assert_ok(spt_backend_open(SPT_BACKEND_CPU, mode->precision, mode->threads, 1, &backend));
+  assert_ok(backend->ops->alloc(backend, bytes, &device_parameters));
+  assert_ok(backend->ops->alloc(backend, bytes, &device_gradients));
+  assert_ok(backend->ops->upload(backend, device_parameters, parameters, bytes));
+  assert_ok(spt_model_open(backend, &config, p->params, &p->layout, device_parameters, device_gradients, mode->micro,
+                           &model));
+  assert_ok(spt_model_refresh(model));
 
   // evaluation first: it must leave nothing behind that training sees
   double evaluated = 0, trained = 0;
   const int64_t pass = mode->micro < p->sequences ? mode->micro : p->sequences;
   const double tokens = (double)(p->sequences * config.seq_len);
   for (int64_t s = 0; s < p->sequences; s += pass)
-    OK(spt_model_evaluate(model, pass, p->ids + s * config.seq_len, p->targets + s * config.seq_len, &evaluated));
+    assert_ok(
+        spt_model_evaluate(model, pass, p->ids + s * config.seq_len, p->targets + s * config.seq_len, &evaluated));
   for (int64_t s = 0; s < p->sequences; s += pass)
-    OK(spt_model_train(model, pass, p->ids + s * config.seq_len, p->targets + s * config.seq_len, (float)(1 / tokens),
-                       NULL, &trained));
-  OK(spt_model_check(model));
+    assert_ok(spt_model_train(model, pass, p->ids + s * config.seq_len, p->targets + s * config.seq_len,
+                              (float)(1 / tokens), NULL, &trained));
+  assert_ok(spt_model_check(model));
   float *gradients = malloc(bytes);
   assert_non_null(gradients);
-  OK(backend->ops->download(backend, gradients, device_gradients, bytes));
+  assert_ok(backend->ops->download(backend, gradients, device_gradients, bytes));
 
   double worst = 0;
   const char *worst_name = "";

@@ -224,12 +224,12 @@ static void limits_of_globs(void **state) {
 }
 
 /* Random text for a string: printable, TOML's special characters, controls and multi-byte ones. */
-static void random_text(uint64_t *draw, const char *start, char *out) {
+static void random_text(uint64_t *draw, const char *start, size_t size, char *out) {
   static const char *const pieces[] = {"a",  "Z",    "0",    " ", "\"", "\\", "'", "#", "\n",
                                        "\t", "\x01", "\x7f", "é", "模", "=",  "]", "*"};
   strcpy(out, start);
   const int length = 1 + (int)(spt_random_bits(seed, 20, ++*draw) % 12);
-  for (int i = 0; i < length; i++)
+  for (int i = 0; i < length && strlen(out) + 4 < size; i++)
     strcat(out, pieces[spt_random_bits(seed, 20, ++*draw) % (sizeof pieces / sizeof pieces[0])]);
 }
 
@@ -239,13 +239,14 @@ static void random_value(const spt_key *key, spt_config *target, uint64_t *draw)
   const uint64_t bits = spt_random_bits(seed, 20, ++*draw);
   const double u = (double)(bits >> 11) * 0x1p-53;
   double low, high;
+  if (key->type == SPT_KEY_TEXT || key->type == SPT_KEY_PATH || key->type == SPT_KEY_GLOBS) memset(place, 0, key->size);
   switch (key->type) {
-  case SPT_KEY_TEXT: random_text(draw, "n", place); break;
-  case SPT_KEY_PATH: random_text(draw, "/", place); break;
+  case SPT_KEY_TEXT: random_text(draw, "n", key->size, place); break;
+  case SPT_KEY_PATH: random_text(draw, "/", key->size, place); break;
   case SPT_KEY_GLOBS: {
     spt_globs *globs = (spt_globs *)place;
     globs->count = (int)(bits % 5);
-    for (int i = 0; i < globs->count; i++) random_text(draw, "/", globs->pattern[i]);
+    for (int i = 0; i < globs->count; i++) random_text(draw, "/", SPT_PATH_MAX, globs->pattern[i]);
     break;
   }
   case SPT_KEY_INT:

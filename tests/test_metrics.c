@@ -172,6 +172,24 @@ static void resume_cuts(void **unused) {
   assert_steps(2);
 }
 
+/* Records at every fourth step, a checkpoint between two of them. */
+static void resume_between_records(void **unused) {
+  (void)unused;
+  spt_metrics *metrics;
+  spt_metric_record *records;
+  int64_t count;
+  assert_ok(spt_metrics_open(folder, 0, &metrics));
+  for (int64_t step = 4; step <= 40; step += 4) append(metrics, step, step);
+  spt_metrics_close(&metrics);
+  assert_ok(spt_metrics_open(folder, 22, &metrics));
+  append(metrics, 24, 24);
+  spt_metrics_close(&metrics);
+  assert_ok(spt_metrics_read(jsonl, &records, &count));
+  assert_int_equal(count, 6);
+  for (int64_t i = 0; i < count; i++) assert_record(&records[i], 4 * (i + 1));
+  free(records);
+}
+
 static void torn_lines(void **unused) {
   (void)unused;
   static const struct {
@@ -276,8 +294,11 @@ static void full_disk(void **unused) {
 int main(void) {
   seed = unit_test_seed("test_metrics");
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test_setup(round_trip, fresh_folder), cmocka_unit_test_setup(resume_cuts, fresh_folder),
-      cmocka_unit_test_setup(torn_lines, fresh_folder), cmocka_unit_test_setup(same_in_hdf5, fresh_folder),
+      cmocka_unit_test_setup(round_trip, fresh_folder),
+      cmocka_unit_test_setup(resume_cuts, fresh_folder),
+      cmocka_unit_test_setup(resume_between_records, fresh_folder),
+      cmocka_unit_test_setup(torn_lines, fresh_folder),
+      cmocka_unit_test_setup(same_in_hdf5, fresh_folder),
       cmocka_unit_test_setup(full_disk, fresh_folder),
   };
   return cmocka_run_group_tests(tests, temp_folder_make, temp_folder_remove);

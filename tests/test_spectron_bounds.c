@@ -3,19 +3,12 @@
  * LAPACK). No weight decay. */
 #include "dense.h"
 #include "pair_trainer.h"
+#include "unit_test.h"
 
 #include "core/newton_schulz.h"
 #include "core/rng.h"
 
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
-
-#include <cmocka.h>
 
 static const double newton_schulz_max = 1.2024; /* of five iterations on (0, 1] */
 static const double newton_schulz_bound = 1.21;
@@ -114,7 +107,7 @@ static void fill_table(int count, const random_pair *pairs, pair_table *table) {
 
 static spt_backend *open_backend(void) {
   spt_backend *backend = NULL;
-  OK(spt_backend_open(SPT_BACKEND_CPU, SPT_PRECISION_FP32, 1, 1, &backend));
+  assert_ok(spt_backend_open(SPT_BACKEND_CPU, SPT_PRECISION_FP32, 1, 1, &backend));
   return backend;
 }
 
@@ -131,13 +124,13 @@ static void test_exact(void **state) {
   float *memory = trainer_memory(backend, (4 * FACTOR_MAX + 2) * sizeof(float));
   spt_control *control = trainer_memory(backend, sizeof *control);
   const spt_control apply = {.clip = 1, .apply = 1};
-  OK(backend->ops->upload(backend, control, &apply, sizeof apply));
+  assert_ok(backend->ops->upload(backend, control, &apply, sizeof apply));
   double worst = 0;
   for (int i = 0; i < CASES; i++) {
     double u[FACTOR_MAX], s[SIDE_MAX], vt[FACTOR_MAX];
     float polar[FACTOR_MAX], updated[2][FACTOR_MAX];
     random_problem(pair);
-    if (i == 1) hardest_problem(pair); // comes within 5 % of the bound
+    if (i == 1) hardest_problem(pair);                   // comes within 5 % of the bound
     if (i % 50 == 0) memset(pair->a, 0, sizeof pair->a); // a factor of zeros has norm 0
     const double eta = log_uniform(1e-2, 1);
     const int64_t rows[2] = {pair->shape.m, pair->shape.n};
@@ -156,14 +149,14 @@ static void test_exact(void **state) {
       const double norm = dense_norm2(rows[side], pair->shape.r, w[side], NULL);
       const float sigma = (float)norm;
       sum += norm;
-      OK(backend->ops->upload(backend, entries[side].w, w[side], bytes));
-      OK(backend->ops->upload(backend, entries[side].x, polar, bytes));
-      OK(backend->ops->upload(backend, entries[side].sigma, &sigma, sizeof sigma));
+      assert_ok(backend->ops->upload(backend, entries[side].w, w[side], bytes));
+      assert_ok(backend->ops->upload(backend, entries[side].x, polar, bytes));
+      assert_ok(backend->ops->upload(backend, entries[side].sigma, &sigma, sizeof sigma));
     }
-    OK(backend->ops->factor_update(backend, 2, entries, (float)eta, 0, true, SPT_F32, control));
+    assert_ok(backend->ops->factor_update(backend, 2, entries, (float)eta, 0, true, SPT_F32, control));
     for (int side = 0; side < 2; side++)
-      OK(backend->ops->download(backend, updated[side], entries[side].w,
-                                (size_t)(rows[side] * pair->shape.r) * sizeof(float)));
+      assert_ok(backend->ops->download(backend, updated[side], entries[side].w,
+                                       (size_t)(rows[side] * pair->shape.r) * sizeof(float)));
     worst = fmax(worst, check_step(pair, updated[0], updated[1], eta, eta / sum, 1));
   }
   print_message("exact polar factors and norms: largest step %.4f eta\n", worst);
@@ -191,12 +184,12 @@ static void test_newton_schulz_maximum(void **state) {
     host[4 * i + 3] = (float)sqrt(1 - value * value);
     lists[i] = x + 4 * i;
   }
-  OK(backend->ops->upload(backend, x, host, 4 * POINTS * sizeof *host));
-  OK(spt_newton_schulz(backend, POINTS, 2, 2, SPT_F32, 5, lists, scratch, lists + POINTS));
+  assert_ok(backend->ops->upload(backend, x, host, 4 * POINTS * sizeof *host));
+  assert_ok(spt_newton_schulz(backend, POINTS, 2, 2, SPT_F32, 5, lists, scratch, lists + POINTS));
   double largest = 0;
   for (int i = 0; i < POINTS; i++) {
     float result[4];
-    OK(backend->ops->download(backend, result, lists[i], sizeof result));
+    assert_ok(backend->ops->download(backend, result, lists[i], sizeof result));
     assert_true(result[1] == 0 && result[2] == 0);
     largest = fmax(largest, result[0]);
   }
@@ -239,7 +232,7 @@ static void test_newton_schulz(void **state) {
       float a[FACTOR_MAX], b[FACTOR_MAX], sigma_a, sigma_b;
       const double norm_a = dense_norm2(pair->shape.m, pair->shape.r, pair->a, NULL),
                    norm_b = dense_norm2(pair->shape.n, pair->shape.r, pair->b, NULL);
-      OK(spt_optimizer_sigmas(t.optimizer, i, &sigma_a, &sigma_b));
+      assert_ok(spt_optimizer_sigmas(t.optimizer, i, &sigma_a, &sigma_b));
       assert_true(fabs(sigma_a / norm_a - 1) <= 1e-5 && fabs(sigma_b / norm_b - 1) <= 1e-5);
       trainer_get(&t, t.parameters, 2 * i, a);
       trainer_get(&t, t.parameters, 2 * i + 1, b);
@@ -278,7 +271,7 @@ static void test_power_iteration(void **state) {
   trainer_open(backend, &table.params, &table.layout, &t);
   for (int i = 0; i < PAIRS; i++) {
     if (i % 2) {
-      OK(spt_params_init_pair(&table.params, i, seed, pairs[i].a, pairs[i].b));
+      assert_ok(spt_params_init_pair(&table.params, i, seed, pairs[i].a, pairs[i].b));
     } else {
       normal(pairs[i].shape.m * pairs[i].shape.r, 0.5, pairs[i].a);
       normal(pairs[i].shape.n * pairs[i].shape.r, 0.5, pairs[i].b);
@@ -302,7 +295,7 @@ static void test_power_iteration(void **state) {
       float a[FACTOR_MAX], b[FACTOR_MAX], sigma_a, sigma_b;
       const double norm_a = dense_norm2(pair->shape.m, pair->shape.r, pair->a, NULL),
                    norm_b = dense_norm2(pair->shape.n, pair->shape.r, pair->b, NULL);
-      OK(spt_optimizer_sigmas(t.optimizer, i, &sigma_a, &sigma_b));
+      assert_ok(spt_optimizer_sigmas(t.optimizer, i, &sigma_a, &sigma_b));
       assert_true(sigma_a <= norm_a * (1 + 1e-5) &&
                   sigma_b <= norm_b * (1 + 1e-5)); // a Rayleigh quotient never exceeds
       const double used = (double)sigma_a + (double)sigma_b + 1, excess = (norm_a + norm_b + 1) / used;
@@ -332,9 +325,7 @@ static void test_power_iteration(void **state) {
 }
 
 int main(void) {
-  const char *given = getenv("SPT_TEST_SEED");
-  seed = given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL);
-  printf("SPT_TEST_SEED=%llu\n", (unsigned long long)seed);
+  seed = unit_test_seed("test_spectron_bounds");
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_exact),
       cmocka_unit_test(test_newton_schulz_maximum),

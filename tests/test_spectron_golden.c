@@ -2,18 +2,12 @@
  * parameters, momentum, u, norms and Adam's moments; and the contract that a pair's arithmetic is the same whoever owns
  * it. */
 #include "golden.h"
+#include "unit_test.h"
 
 #include "core/optimizer.h"
 #include "core/schedule.h"
 
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include <cmocka.h>
 
 /* The reference in fp32 is 3e-7 to 6e-7 from itself in float64 (attribute fp32_spread), parameters measured against the
  * distance they moved. The issue asks for 1e-4; this is tighter and still 20 roundings wide. */
@@ -23,11 +17,6 @@ static const double tolerance_bf16 = 3e-2;
 
 enum { PAIRS_MAX = 16, TENSORS_MAX = 2 * PAIRS_MAX + 2, STEPS_MAX = 32 };
 static const char *const kinds[] = {"momentum", "power_u", "adam_m", "adam_v"};
-
-#define OK(expression)                                                                                                 \
-  do {                                                                                                                 \
-    if ((expression) != SPT_OK) fail_msg("%s: %s", #expression, spt_error_message());                                  \
-  } while (0)
 
 /* The golden file's table, in the order of its flat datasets. */
 typedef struct problem {
@@ -200,8 +189,8 @@ static void share_out(run *r, bool uses_pairs) {
 
 static void upload_all(run *r, float *device, const float *flat) {
   for (int i = 0; i < golden.params.tensor_count; flat += golden.tensors[i++].count)
-    OK(r->backend->ops->upload(r->backend, device + golden.offset[i], flat,
-                               (size_t)golden.tensors[i].count * sizeof *flat));
+    assert_ok(r->backend->ops->upload(r->backend, device + golden.offset[i], flat,
+                                      (size_t)golden.tensors[i].count * sizeof *flat));
 }
 
 /* Position of a tensor's part in the flat dataset of `kind`; u is (rows), all else (rows, cols). */
@@ -220,25 +209,26 @@ static void open_run(const method_case *c, spt_precision precision, int threads,
   void *memory;
   *r = (run){.ranks = ranks};
   share_out(r, uses_pairs);
-  OK(spt_backend_open(SPT_BACKEND_CPU, precision, threads, 1, &r->backend));
+  assert_ok(spt_backend_open(SPT_BACKEND_CPU, precision, threads, 1, &r->backend));
   const spt_ops *ops = r->backend->ops;
-  OK(ops->alloc(r->backend, bytes, &memory));
+  assert_ok(ops->alloc(r->backend, bytes, &memory));
   r->parameters = memory;
-  OK(ops->alloc(r->backend, bytes, &memory));
+  assert_ok(ops->alloc(r->backend, bytes, &memory));
   r->gradients = memory;
-  OK(ops->alloc(r->backend, sizeof *r->control, &memory));
+  assert_ok(ops->alloc(r->backend, sizeof *r->control, &memory));
   r->control = memory;
   upload_all(r, r->parameters, golden.value);
   for (int rank = 0; rank < ranks; rank++) {
-    OK(spt_optimizer_open(r->backend, &c->config, &golden.params, &golden.layout, &r->share[rank], r->parameters,
-                          r->gradients, 1, &r->optimizer[rank]));
+    assert_ok(spt_optimizer_open(r->backend, &c->config, &golden.params, &golden.layout, &r->share[rank], r->parameters,
+                                 r->gradients, 1, &r->optimizer[rank]));
     int count;
     const spt_state_piece *pieces = spt_optimizer_state(r->optimizer[rank], &count);
     for (int i = 0; i < count; i++) {
       if (strcmp(pieces[i].kind, "power_u") != 0) continue;
       assert_int_equal(pieces[i].end - pieces[i].begin, golden.tensors[pieces[i].tensor].rows);
-      OK(ops->upload(r->backend, pieces[i].values, golden.power_u + flat_offset("power_u", pieces[i].tensor, true),
-                     (size_t)pieces[i].rows * sizeof(float)));
+      assert_ok(ops->upload(r->backend, pieces[i].values,
+                            golden.power_u + flat_offset("power_u", pieces[i].tensor, true),
+                            (size_t)pieces[i].rows * sizeof(float)));
     }
   }
 }
@@ -255,7 +245,7 @@ static void close_run(run *r) {
 static void check_sigmas(const method_case *c, const run *r, int64_t t, double bound) {
   for (int i = 0; i < golden.params.pair_count; i++) {
     float sigma[2];
-    OK(spt_optimizer_sigmas(r->optimizer[i % r->ranks], i / r->ranks, &sigma[0], &sigma[1]));
+    assert_ok(spt_optimizer_sigmas(r->optimizer[i % r->ranks], i / r->ranks, &sigma[0], &sigma[1]));
     for (int side = 0; side < 2; side++) {
       const double expected = c->sigma[(t * golden.params.pair_count + i) * 2 + side];
       if (!(fabs(sigma[side] / expected - 1) <= bound))
@@ -270,9 +260,9 @@ static void run_steps(const method_case *c, run *r, double bound) {
   for (int64_t t = 0; t < golden.steps; t++) {
     upload_all(r, r->gradients, golden.gradients + t * golden.params.count);
     spt_control control = {0};
-    OK(ops->upload(r->backend, r->control, &control, sizeof control));
-    for (int rank = 0; rank < r->ranks; rank++) OK(spt_optimizer_gradient_stats(r->optimizer[rank], r->control));
-    OK(ops->download(r->backend, &control, r->control, sizeof control));
+    assert_ok(ops->upload(r->backend, r->control, &control, sizeof control));
+    for (int rank = 0; rank < r->ranks; rank++) assert_ok(spt_optimizer_gradient_stats(r->optimizer[rank], r->control));
+    assert_ok(ops->download(r->backend, &control, r->control, sizeof control));
     assert_true(control.non_finite == 0);
     assert_true(fabs(control.sum_squares / c->sum_squares[t] - 1) <= 1e-6);
 
@@ -280,8 +270,8 @@ static void run_steps(const method_case *c, run *r, double bound) {
     assert_true(fabs(factor - c->lr_factor[t]) <= 1e-12);
     control.clip = (float)c->clip[t];
     control.apply = (float)c->apply[t];
-    OK(ops->upload(r->backend, r->control, &control, sizeof control));
-    for (int rank = 0; rank < r->ranks; rank++) OK(spt_optimizer_step(r->optimizer[rank], factor, r->control));
+    assert_ok(ops->upload(r->backend, r->control, &control, sizeof control));
+    for (int rank = 0; rank < r->ranks; rank++) assert_ok(spt_optimizer_step(r->optimizer[rank], factor, r->control));
     if (c->has_sigma) check_sigmas(c, r, t, bound);
   }
 }
@@ -306,7 +296,8 @@ static void check_state(const method_case *c, const run *r, const char *kind, do
           flat_offset(kind, pieces[i].tensor, spt_method_uses_pairs(c->config.method)) + pieces[i].begin;
       const int64_t elements = pieces[i].end - pieces[i].begin;
       assert_true(begin >= 0 && begin + elements <= total);
-      OK(r->backend->ops->download(r->backend, found + begin, pieces[i].values, (size_t)elements * sizeof *found));
+      assert_ok(
+          r->backend->ops->download(r->backend, found + begin, pieces[i].values, (size_t)elements * sizeof *found));
       const double error = relative_distance(elements, found + begin, expected + begin, NULL);
       if (!(error <= bound))
         fail_msg("%s: %s of %s is off by %.2e", c->name, kind, golden.tensors[pieces[i].tensor].name, error);
@@ -322,8 +313,8 @@ static void check_state(const method_case *c, const run *r, const char *kind, do
 
 static void download_parameters(const run *r, float *flat) {
   for (int i = 0; i < golden.params.tensor_count; flat += golden.tensors[i++].count)
-    OK(r->backend->ops->download(r->backend, flat, r->parameters + golden.offset[i],
-                                 (size_t)golden.tensors[i].count * sizeof *flat));
+    assert_ok(r->backend->ops->download(r->backend, flat, r->parameters + golden.offset[i],
+                                        (size_t)golden.tensors[i].count * sizeof *flat));
 }
 
 /* Parameters, relative to the distance they moved. */

@@ -3,19 +3,12 @@
  * its bound for every λ, Muon's grows with it. Model, gradients and updates are the program's; norms are exact. */
 #include "dense.h"
 #include "pair_trainer.h"
+#include "unit_test.h"
 
 #include "core/model.h"
 #include "core/rng.h"
 
 #include <math.h>
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <time.h>
-
-#include <cmocka.h>
 
 enum { SEQUENCES = 2, SCALES = 9, BASE = 4 };
 /* Powers of two are exact in fp32: there the loss may not change by a bit. */
@@ -44,7 +37,7 @@ static float *initial_values(const spt_params *params, const spt_layout *layout)
   for (int i = 0; i < params->pair_count; i++) {
     const spt_pair *pair = &params->pairs[i];
     float *a = values + layout->offset[pair->a], *b = values + layout->offset[pair->b];
-    OK(spt_params_init_pair(params, i, seed, a, b));
+    assert_ok(spt_params_init_pair(params, i, seed, a, b));
     for (int64_t j = 0; j < params->tensors[pair->a].count; j++) a[j] *= sqrtf(20);
     for (int64_t j = 0; j < params->tensors[pair->b].count; j++) b[j] *= sqrtf(20);
   }
@@ -74,11 +67,11 @@ static double largest_step(pair_trainer *t, spt_method method, const float *scal
   const size_t bytes = (size_t)t->layout->elements * sizeof(float);
   float *updated = malloc(bytes);
   assert_non_null(updated);
-  OK(t->backend->ops->upload(t->backend, t->parameters, scaled, bytes));
+  assert_ok(t->backend->ops->upload(t->backend, t->parameters, scaled, bytes));
   trainer_use(t, method, eta, 0, seed);
   trainer_use_exact_vectors(t);
   trainer_step(t);
-  OK(t->backend->ops->download(t->backend, updated, t->parameters, bytes));
+  assert_ok(t->backend->ops->download(t->backend, updated, t->parameters, bytes));
   double largest = 0;
   for (int i = 0; i < t->params->pair_count; i++) {
     const spt_pair *pair = &t->params->pairs[i];
@@ -103,8 +96,8 @@ static void test_rescaling(void **state) {
   spt_layout layout = {0};
   pair_trainer t;
   int32_t ids[SEQUENCES * 37], targets[SEQUENCES * 37];
-  OK(spt_backend_open(SPT_BACKEND_CPU, SPT_PRECISION_FP32, 1, 1, &backend));
-  OK(spt_params_open(&config, &params));
+  assert_ok(spt_backend_open(SPT_BACKEND_CPU, SPT_PRECISION_FP32, 1, 1, &backend));
+  assert_ok(spt_params_open(&config, &params));
   layout.offset = calloc((size_t)params->tensor_count, sizeof *layout.offset);
   assert_non_null(layout.offset);
   for (int i = 0; i < params->tensor_count; i++) {
@@ -119,16 +112,16 @@ static void test_rescaling(void **state) {
     targets[i] = (int32_t)(spt_random_bits(seed, 2, (uint64_t)i) % (uint64_t)config.vocab);
   }
   trainer_open(backend, params, &layout, &t);
-  OK(spt_model_open(backend, &config, params, &layout, t.parameters, t.gradients, SEQUENCES, &model));
+  assert_ok(spt_model_open(backend, &config, params, &layout, t.parameters, t.gradients, SEQUENCES, &model));
 
   double loss[SCALES], spectron[SCALES], muon[SCALES];
   for (int i = 0; i < SCALES; i++) {
     rescale(params, &layout, scales[i], values, scaled);
-    OK(backend->ops->upload(backend, t.parameters, scaled, bytes));
-    OK(backend->ops->zero(backend, t.gradients, bytes));
-    OK(spt_model_refresh(model));
+    assert_ok(backend->ops->upload(backend, t.parameters, scaled, bytes));
+    assert_ok(backend->ops->zero(backend, t.gradients, bytes));
+    assert_ok(spt_model_refresh(model));
     loss[i] = 0;
-    OK(spt_model_train(model, SEQUENCES, ids, targets, 1, NULL, &loss[i]));
+    assert_ok(spt_model_train(model, SEQUENCES, ids, targets, 1, NULL, &loss[i]));
     spectron[i] = largest_step(&t, SPT_METHOD_SPECTRON, scaled);
     muon[i] = largest_step(&t, SPT_METHOD_MUON, scaled);
     print_message("lambda %-8g loss %.9f, largest step: Spectron %.3f eta, Muon %.3f eta\n", scales[i],
@@ -153,9 +146,7 @@ static void test_rescaling(void **state) {
 }
 
 int main(void) {
-  const char *given = getenv("SPT_TEST_SEED");
-  seed = given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL);
-  printf("SPT_TEST_SEED=%llu\n", (unsigned long long)seed);
+  seed = unit_test_seed("test_spectron_rescaling");
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_rescaling)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

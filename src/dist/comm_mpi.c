@@ -28,13 +28,16 @@ typedef struct mpi_comm {
   int slots, pending; /* pending: handles that are not MPI_REQUEST_NULL */
   spt_request **requests;
   MPI_Request *handles; /* [slots], MPI_REQUEST_NULL when idle; apart from the requests for MPI_Testsome */
-  int *finished;        /* [slots], MPI_Testsome's answer */
+  int *finished;        /* [slots], MPI_Testsome's answers */
+  // [slots] and not MPI_STATUSES_IGNORE, which gcc 12 takes for a zero-sized array with MPICH's header.
+  MPI_Status *statuses;
 } mpi_comm;
 
 static spt_status mpi_failed(int code, const char *call) {
   char words[MPI_MAX_ERROR_STRING] = "";
   int length = 0;
   if (MPI_Error_string(code, words, &length) != MPI_SUCCESS) snprintf(words, sizeof words, "error %d", code);
+  for (char *at = words; (at = strchr(at, '\n')); at++) *at = ' '; // MPICH's words are a stack of lines
   return SPT_FAIL(SPT_ERR_RESOURCE, "%s failed: %s; see the launcher's messages and the other ranks", call, words);
 }
 
@@ -55,9 +58,11 @@ static spt_status pool_grow(mpi_comm *comm) {
   if (handles) comm->handles = handles;
   int *finished = realloc(comm->finished, slots * sizeof *finished);
   if (finished) comm->finished = finished;
+  MPI_Status *statuses = realloc(comm->statuses, slots * sizeof *statuses);
+  if (statuses) comm->statuses = statuses;
   spt_request *request = calloc(1, sizeof *request);
   int *counts = calloc(2 * ranks, sizeof *counts);
-  if (!requests || !handles || !finished || !request || !counts) {
+  if (!requests || !handles || !finished || !statuses || !request || !counts) {
     free(request);
     free(counts);
     return SPT_FAIL(SPT_ERR_RESOURCE, "MPI request %zu: out of memory", slots);
@@ -210,7 +215,7 @@ static spt_status mpi_progress(spt_comm *base) {
   mpi_comm *comm = (mpi_comm *)base;
   if (!comm->pending) return SPT_OK;
   int count = 0;
-  MPI_TRY(MPI_Testsome, comm->slots, comm->handles, &count, comm->finished, MPI_STATUSES_IGNORE);
+  MPI_TRY(MPI_Testsome, comm->slots, comm->handles, &count, comm->finished, comm->statuses);
   if (count == MPI_UNDEFINED) return SPT_OK;
   for (int i = 0; i < count; i++) request_finish(comm, comm->requests[comm->finished[i]]);
   return SPT_OK;
@@ -294,6 +299,7 @@ static void mpi_close(spt_comm **comm_p) {
   free(comm->requests);
   free(comm->handles);
   free(comm->finished);
+  free(comm->statuses);
   comm_free(&comm->bulk);
   comm_free(&comm->small);
   comm_free(&comm->point);

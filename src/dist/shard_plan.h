@@ -1,5 +1,6 @@
 /* Who owns what, and where it lies. A factor pair has one owner (rho couples both norms): longest-processing-time rule on its
- * Newton–Schulz FLOPs. Elementwise tensors fill the lightly loaded: large ones (embedding, head, dense matrices) are cut anywhere, gains go whole.
+ * Newton–Schulz FLOPs. Elementwise tensors fill the lightly loaded: embedding, head and dense matrices are cut anywhere, as evenly
+ * as the largest load allows; gains go whole (and are cut like the rest where there are no pairs).
  * Buckets are contiguous in back-propagation order and hold, inside, runs by owner: collectives need no staging and no padding.
  * The plan is the same on every rank. Local, deterministic. */
 #ifndef SPT_SHARD_PLAN_H
@@ -21,7 +22,7 @@ typedef struct spt_shard_plan {
   spt_bucket *buckets; /* in back-propagation order */
   int *pair_owner;     /* [pair_count]; empty for adamw */
   /* by rank: */
-  double *load;       /* optimizer FLOPs */
+  double *load;       /* optimizer FLOPs: Newton–Schulz of its pairs + 16 for each element */
   spt_share *shares;  /* arrays owned by the plan */
   int64_t *elements;  /* master elements owned */
   double imbalance;   /* largest load over mean load, 1 when there is none */

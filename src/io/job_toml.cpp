@@ -1,4 +1,5 @@
-// Where the library is header-only, its debug assertions abort on some malformed keys that its parser then reports as an error.
+// Where the library is header-only, its debug assertions abort on some malformed keys that its parser then reports as
+// an error.
 #define TOML_ASSERT(expression) static_cast<void>(0)
 #include <toml++/toml.h>
 

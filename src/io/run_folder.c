@@ -318,12 +318,11 @@ static spt_status replace_best(const spt_run_folder *folder, const char *path) {
   snprintf(part, sizeof part, "%s/checkpoints/best.h5.part", folder->output);
   unlink(part);
   if (link(path, part) != 0) return spt_file_copy(path, best); // no hard links here
-  if (rename(part, best) != 0) {
+  if (rename(part, best) != 0) { // does nothing when both are the same file already; remove_parts takes the rest away
     const int error = errno;
     unlink(part);
     return SPT_FAIL(SPT_ERR_RESOURCE, "%s: renaming failed: %s", best, strerror(error));
   }
-  unlink(part); // rename does nothing when both names were the same file already
   return spt_file_sync_folder(best);
 }
 

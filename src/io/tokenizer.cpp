@@ -2,25 +2,38 @@
 
 #include <openssl/evp.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iterator>
 #include <memory>
+#include <mutex>
 #include <new>
 #include <string>
+#include <string_view>
+#include <unordered_map>
 #include <vector>
 #ifdef SPT_HAVE_SENTENCEPIECE
 #include <sentencepiece_processor.h>
 #include <sentencepiece_trainer.h>
 #endif
 
+namespace {
+using words = std::unordered_map<std::string, std::vector<int>>; // tokens of words met before
+}
+
 struct spt_tokenizer {
   std::string name, sha256;
   int64_t vocab_size = 257, eos = 256;
 #ifdef SPT_HAVE_SENTENCEPIECE
   std::unique_ptr<sentencepiece::SentencePieceProcessor> processor; // empty: the byte tokenizer
+  bool by_word = false;                                             // words encode independently of each other
+  int space = -1;                                                   // token of a lone space
+  mutable std::mutex mutex;                                         // guards idle
+  mutable std::vector<std::unique_ptr<words>>
+      idle; // one for each thread that encodes at a time, borrowed for a document
 #endif
 };
 
@@ -47,6 +60,92 @@ std::string one_line(std::string text) {
   return text;
 }
 
+constexpr std::size_t words_max = 200000;
+constexpr char space_mark[] = "\xE2\x96\x81"; // U+2581, what SentencePiece makes of a space
+
+spt_status encode_whole(const spt_tokenizer *tokenizer, std::string_view text, std::vector<int> *ids) {
+  const auto status = tokenizer->processor->Encode({text.data(), text.size()}, ids);
+  if (status.ok()) return SPT_OK;
+  return SPT_FAIL(SPT_ERR_DATA, "%s: a document cannot be encoded (%s)", tokenizer->name.c_str(),
+                  one_line(status.ToString()).c_str());
+}
+
+// A run of spaces and what follows up to the next. The space that the library puts before a text stands for the first
+// of them, but at the start of the document, where it comes on top.
+spt_status encode_words(const spt_tokenizer *tokenizer, std::string_view text, words *known, std::vector<int> *ids) {
+  ids->clear();
+  std::vector<int> fresh;
+  std::string key;
+  for (std::size_t begin = 0; begin < text.size();) {
+    std::size_t end = text.find_first_not_of(' ', begin);
+    end = end == text.npos ? text.size() : std::min(text.find(' ', end), text.size());
+    const std::string_view word = text.substr(begin + (begin > 0), end - begin - (begin > 0));
+    begin = end;
+    if (word.empty()) { // one space at the very end
+      ids->push_back(tokenizer->space);
+      continue;
+    }
+    key.assign(word);
+    const auto found = known->find(key);
+    if (found != known->end()) {
+      ids->insert(ids->end(), found->second.begin(), found->second.end());
+      continue;
+    }
+    SPT_TRY(encode_whole(tokenizer, word, &fresh));
+    ids->insert(ids->end(), fresh.begin(), fresh.end());
+    if (known->size() < words_max && word.size() < 64) known->emplace(key, fresh);
+  }
+  return SPT_OK;
+}
+
+// Words encode independently when no piece goes on behind a space and the model neither drops nor moves spaces: the
+// first is read off the pieces, the second tried. Then a document's tokens are its words' tokens, exactly, ten times as
+// fast.
+bool words_are_independent(const spt_tokenizer *tokenizer) {
+  const auto &processor = *tokenizer->processor;
+  if (processor.IsUnknown(tokenizer->space)) return false;
+  for (int id = 0; id < processor.GetPieceSize(); id++) {
+    const std::string &piece = processor.IdToPiece(id);
+    const std::size_t word = piece.find_first_not_of(space_mark); // none of the mark's bytes
+    if (word != piece.npos && piece.find(space_mark, word) != piece.npos) return false;
+  }
+  static constexpr const char *probes[] = {"a",
+                                           " a",
+                                           "  a",
+                                           "a ",
+                                           "a  ",
+                                           "a b  c   d",
+                                           "x\ty\nz w",
+                                           "1 2  3",
+                                           "\xC3\xA9 \xCC\x81 e",
+                                           "\xEF\xAC\x81 \xEF\xBD\x97 \xE3\x80\x80 \xC2\xA0 x",
+                                           "\xFF \xFF"};
+  words known;
+  std::vector<int> whole, parts;
+  for (const char *probe : probes)
+    if (encode_whole(tokenizer, probe, &whole) != SPT_OK || encode_words(tokenizer, probe, &known, &parts) != SPT_OK ||
+        whole != parts)
+      return false;
+  return true;
+}
+
+spt_status encode_text(const spt_tokenizer *tokenizer, std::string_view text, std::vector<int> *ids) {
+  if (!tokenizer->by_word) return encode_whole(tokenizer, text, ids);
+  std::unique_ptr<words> known;
+  {
+    const std::lock_guard<std::mutex> lock(tokenizer->mutex);
+    if (!tokenizer->idle.empty()) {
+      known = std::move(tokenizer->idle.back());
+      tokenizer->idle.pop_back();
+    }
+  }
+  if (!known) known = std::make_unique<words>();
+  const spt_status status = encode_words(tokenizer, text, known.get(), ids);
+  const std::lock_guard<std::mutex> lock(tokenizer->mutex);
+  tokenizer->idle.push_back(std::move(known));
+  return status;
+}
+
 spt_status load_model(const char *path, spt_tokenizer *tokenizer) {
   std::ifstream file(path, std::ios::binary);
   if (!file) return SPT_FAIL(SPT_ERR_DATA, "%s: cannot be opened: %s", path, std::strerror(errno));
@@ -62,6 +161,9 @@ spt_status load_model(const char *path, spt_tokenizer *tokenizer) {
     return SPT_FAIL(SPT_ERR_DATA, "%s: the model has no end-of-sequence token, which ends a document", path);
   const char *slash = std::strrchr(path, '/');
   tokenizer->name = slash ? slash + 1 : path;
+  tokenizer->space = tokenizer->processor->PieceToId(space_mark);
+  tokenizer->by_word = words_are_independent(tokenizer);
+  spt_error_clear();
   return sha256_hex(bytes, &tokenizer->sha256);
 }
 
@@ -177,10 +279,7 @@ spt_status encode(const spt_tokenizer *tokenizer, const char *text, size_t bytes
 #ifdef SPT_HAVE_SENTENCEPIECE
   if (tokenizer->processor) {
     std::vector<int> ids;
-    const auto status = tokenizer->processor->Encode({text, bytes}, &ids);
-    if (!status.ok())
-      return SPT_FAIL(SPT_ERR_DATA, "%s: a document cannot be encoded (%s)", tokenizer->name.c_str(),
-                      one_line(status.ToString()).c_str());
+    SPT_TRY(encode_text(tokenizer, {text, bytes}, &ids));
     SPT_TRY(grow(ids_p, capacity_p, ids.size() + 1));
     for (size_t i = 0; i < ids.size(); i++) (*ids_p)[i] = (uint32_t)ids[i];
     (*ids_p)[ids.size()] = (uint32_t)tokenizer->eos;

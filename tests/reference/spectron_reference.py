@@ -13,6 +13,7 @@ much of a tolerance is rounding.
   /usr/bin/python3 tests/reference/spectron_reference.py --seed 20261 tests/reference
 """
 import argparse
+import decimal
 import math
 import os
 import sys
@@ -82,11 +83,11 @@ def power_iteration(w, u, steps):
     return torch.dot(u, w @ v), u
 
 
-def schedule_factor(method, t):
-    warm = math.ceil(method.warmup * STEPS)
+def schedule_factor(method, t, steps=STEPS):
+    warm = math.ceil(decimal.Decimal(str(method.warmup)) * steps)
     if t < warm:
         return (t + 1) / warm
-    progress = (t - warm) / (STEPS - warm)
+    progress = (t - warm) / (steps - warm)
     if method.kind == "cosine":
         return method.final + (1 - method.final) * 0.5 * (1 + math.cos(math.pi * progress))
     return 1 - (1 - method.final) * progress if method.kind == "linear" else 1.0
