@@ -29,7 +29,7 @@ for package in "$work"/deb/*.deb; do dpkg-deb -x "$package" "$work/root"; done
 LC_ALL=C PERL_UNICODE='' PERL_HASH_SEED=0
 export LC_ALL PERL_UNICODE PERL_HASH_SEED
 
-# What the filters share: say(document) prints one, its lines without stray spaces, none of them blank; plain(html) strips tags and entities.
+# What the filters share: say(document) prints one, its lines without stray spaces, none of them blank, a long one cut at a line's end; plain(html) strips tags and entities.
 cat >"$work/Corpus.pm" <<'PERL'
 package Corpus;
 use strict; use warnings;
@@ -40,6 +40,9 @@ binmode STDIN, ':utf8';
 sub say {
   my $text = shift;
   $text =~ s/\r//g; $text =~ s/[ \t\x{a0}]+/ /g; $text =~ s/ *\n[ \n]*/\n/g; $text =~ s/^\s+|\s+$//g;
+  while (length $text > 32768 && (my $cut = rindex $text, "\n", 32768) > 0) { # a validation split by document wants many
+    print substr($text, 0, $cut), "\n\n"; $text = substr $text, $cut + 1;
+  }
   print "$text\n\n" if length $text;
 }
 my %named = (lt => '<', gt => '>', quot => '"', apos => "'", nbsp => ' ', mdash => "\x{2014}", ndash => "\x{2013}", hellip => "\x{2026}",

@@ -25,6 +25,7 @@ static void install_signal_handlers(void) {
   struct sigaction action = {.sa_handler = request_stop, .sa_flags = SA_RESTART};
   sigemptyset(&action.sa_mask);
   sigaction(SIGUSR1, &action, NULL);
+  signal(SIGXFSZ, SIG_IGN); // a file too large is an error of the write, reported like a full disk
   if (getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMI_RANK") || getenv("PMIX_RANK") || getenv("SLURM_PROCID")) return;
   sigaction(SIGTERM, &action, NULL);
   sigaction(SIGINT, &action, NULL);

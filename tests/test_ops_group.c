@@ -72,7 +72,7 @@ static void make_group(ops_fixture *f, group_test *g) {
 
 static void check_forward(ops_fixture *f, group_test *g) {
   double *y = ops_zeros(f, g->tokens * g->out), *t = ops_zeros(f, g->tokens * g->rank), *rstd = ops_zeros(f, g->tokens);
-  ref_group_forward(&g->ref, rstd, t, y);
+  if (f->check) ref_group_forward(&g->ref, rstd, t, y);
   OPS_OK(f->backend->ops->group_pack(f->backend, &g->desc, &g->masters, g->weights));
   const spt_group_forward_args args = {.desc = &g->desc,
                                        .tokens = g->tokens,
@@ -132,7 +132,7 @@ static void check_backward(ops_fixture *f, group_test *g) {
     start_b[j] = ops_random(f, n * r, 1.0);
     args.gradients.b[j] = ops_put(f, start_b[j], n * r, SPT_F32);
   }
-  ref_group_backward(&g->ref, dy, dx, dgain, da, db);
+  if (f->check) ref_group_backward(&g->ref, dy, dx, dgain, da, db);
   OPS_OK(f->backend->ops->group_backward(f->backend, &args));
   if (norm) {
     add(dx, start_dx, N * n);

@@ -238,7 +238,9 @@ spt_status count_bytes(const std::vector<std::string> &paths, uint64_t *total_p)
 spt_status train(const std::vector<std::string> &paths, int64_t vocab_size, const std::string &prefix) {
   uint64_t total;
   SPT_TRY(count_bytes(paths, &total));
-  LineSample lines(paths, total, UINT64_C(32) << 20);
+  LineSample lines(
+      paths, total,
+      std::max<uint64_t>(UINT64_C(8) << 20, 2048 * (uint64_t)vocab_size)); // what is needed grows with the vocabulary
   sentencepiece::SetRandomGeneratorSeed(1);
   const auto status = sentencepiece::SentencePieceTrainer::Train({{"model_prefix", prefix},
                                                                   {"model_type", "bpe"},

@@ -38,7 +38,9 @@ expect 3 'text/prose.txt' mpi 1 --init-from text/prose.txt --set run.output=run-
 
 note "an output folder that cannot be made, and a full disk"
 expect 2 '/proc/none' mpi 1 --set 'run.output="/proc/none"' job.toml
-if [ -w /dev/full ]; then
-    mkdir -p run-full/checkpoints
-    ( ulimit -f 64; expect 5 'checkpoint\|metrics\|step-' mpi 1 --set run.output=run-full job.toml ) || exit 1
-fi
+# a limit on file sizes is the full disk that needs no file system of its own; the launcher itself stays outside of it
+limited() {
+    OMPI_MCA_btl=self sh "$mpi_run" 1 sh -c 'ulimit -f 128; exec "$@"' limited "$trainer" --threads 1 "$@"
+}
+expect 5 'step-00000010.h5' limited --set run.output=run-full job.toml
+[ -z "$(ls run-full/checkpoints)" ] || fail "a failed save left $(ls run-full/checkpoints)"
