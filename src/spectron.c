@@ -2,6 +2,7 @@
 #include "tools.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -65,6 +66,7 @@ static spt_status run(int argc, char **argv) {
 }
 
 int main(int argc, char **argv) {
+  signal(SIGXFSZ, SIG_IGN); // a file size limit is then reported like a full disk
   spt_status status = run(argc, argv);
   if (status == SPT_OK && (fflush(stdout) != 0 || ferror(stdout)))
     status = SPT_FAIL(SPT_ERR_RESOURCE, "standard output cannot be written: %s", strerror(errno));

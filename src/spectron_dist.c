@@ -239,7 +239,7 @@ static spt_status run(trainer *t) {
   if (t->comm->rank == 0) trainer_progress_open(t);
   const spt_status status = train(t);
   if (status == SPT_OK || status == SPT_STOPPED) {
-    if (t->options.profile && t->comm->rank == 0) trainer_print_profile(t);
+    if (t->options.profile) SPT_TRY(trainer_print_profile(t));
     if (t->comm->rank == 0) trainer_progress_close(t);
   }
   return status;

@@ -111,6 +111,8 @@ void trainer_progress_open(const trainer *t);
 void trainer_progress_step(const trainer *t, const trainer_step *step);
 void trainer_progress_event(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void trainer_progress_close(const trainer *t);
-void trainer_print_profile(const trainer *t);
+
+/* trainer_profile.c: where the time went, what each rank read and holds, what the messages were; printed by rank 0. Collective. */
+spt_status trainer_print_profile(const trainer *t);
 
 #endif

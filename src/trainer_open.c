@@ -111,6 +111,7 @@ static spt_status open_prefetch(trainer *t) {
                                         .micro = config->batch.micro,
                                         .seq_len = config->model.seq_len,
                                         .step = t->step,
+                                        .end_step = config->schedule.steps,
                                         .depth = passes < 4    ? 4
                                                  : passes > 16 ? 16
                                                                : (int)passes};

@@ -91,23 +91,3 @@ void trainer_progress_close(const trainer *t) {
   trainer_progress_event("outputs: %s/checkpoints, %s/metrics.jsonl, %s/metrics.h5", t->config.run.output,
                          t->config.run.output, t->config.run.output);
 }
-
-void trainer_print_profile(const trainer *t) {
-  const trainer_times *times = &t->times;
-  const spt_backend_profile *inner = &t->backend->profile;
-  const struct {
-    const char *name;
-    double seconds;
-  } rows[] = {{"data wait", times->data_wait},           {"forward and backward", times->model},
-              {"  matrix products", inner->gemm},        {"  attention", inner->attention},
-              {"  pointwise", inner->pointwise},         {"reduction wait", times->reduce_wait},
-              {"optimizer", times->optimizer},           {"parameter gather", times->gather},
-              {"compute copy", times->refresh},          {"(validation, beside the steps)", times->validation},
-              {"(saves, beside the steps)", times->save}};
-  trainer_progress_event("profile of rank 0: %.2f s in %lld steps", times->total, (long long)(t->step - t->first_step));
-  for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
-    trainer_progress_event("  %-32s %9.3f s %6.2f %%", rows[i].name, rows[i].seconds,
-                           100 * rows[i].seconds / times->total);
-  trainer_progress_event("  overlap: %d of %d reductions posted during backward, %d complete before the wait",
-                         t->overlap.posted_in_backward, t->overlap.buckets, t->overlap.complete_before_wait);
-}

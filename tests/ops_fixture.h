@@ -45,7 +45,8 @@ void *ops_poison_bytes(ops_fixture *f, size_t bytes);
 /* Fetches and adds to the hash. */
 double *ops_get(ops_fixture *f, const void *memory, int64_t count, spt_dtype dtype);
 /* Fails unless |got − want|₂ ≤ tolerance·|want|₂ and no element is off by more than 8·tolerance·max|want|. The
- * tolerance of fp32 is 1e-5, of bf16 1.2e-2 (about six roundings of 2^-9), each times `factor`. */
+ * tolerance of fp32 is 1e-5, of bf16 1.2e-2 (about six roundings of 2^-9; more for few elements), each times `factor`.
+ */
 void ops_check(const ops_fixture *f, const char *what, const double *got, const double *want, int64_t count,
                spt_dtype arithmetic, double factor);
 #define OPS_OK(call)                                                                                                   \

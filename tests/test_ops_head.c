@@ -66,7 +66,7 @@ static void test_head(void **state) {
   static const struct {
     const char *name;
     struct head_shape shape;
-  } cases[] = {{"head 1×1", {1, 3, 2, 1.0}},
+  } cases[] = {{"head tiny", {7, 5, 3, 1.0}},
                {"head small", {37, 48, 97, 0.2}},
                {"head several tiles", {70, 21, 1300, 0.3}},
                {"head peaked", {33, 24, 600, 5.0}},

@@ -374,16 +374,23 @@ static void test_failing_disk(void **state) {
   const char *path = temp_path("disk.h5");
   uint32_t *ids = fixture_shard(path, seed, 1700, 40000, 300);
   const uint32_t other[] = {7, 256};
-  static const char *const names[] = {"reserve", "first write", "second write", "fsync", "rename"};
-  for (int i = 0; i < 5; i++) {
-    spt_token_writer *writer;
+  static const char *const names[] = {"seal", "starts", "checksum", "tokens", "reserve", "fsync", "rename"};
+  spt_token_writer *writer;
+  faults.writes_left = 1000000; /* how many there are; the last four come after HDF5's */
+  assert_ok(spt_token_writer_open(temp_path("count.h5"), &plain_options, true, &writer));
+  assert_ok(spt_token_writer_append(writer, other, 2, 1));
+  assert_ok(spt_token_writer_finish(&writer));
+  const long writes = 1000000 - faults.writes_left;
+  faults_reset();
+  assert_true(writes >= 4);
+  for (int i = 0; i < 7; i++) {
     assert_ok(spt_token_writer_open(path, &plain_options, true, &writer));
     assert_ok(spt_token_writer_append(writer, other, 2, 1));
     printf("  %s\n", names[i]);
-    if (i == 0) faults.reserve_error = ENOSPC;
-    if (i == 1 || i == 2) faults.writes_left = i - 1, faults.write_error = ENOSPC;
-    if (i == 3) faults.fsync_error = EIO;
-    if (i == 4) faults.rename_error = EIO;
+    if (i < 4) faults.writes_left = writes - 1 - i, faults.write_error = ENOSPC;
+    if (i == 4) faults.reserve_error = ENOSPC;
+    if (i == 5) faults.fsync_error = EIO;
+    if (i == 6) faults.rename_error = EIO;
     assert_fails(SPT_ERR_RESOURCE, spt_token_writer_finish(&writer), "disk.h5");
     faults_reset();
     assert_null(writer);
@@ -393,13 +400,25 @@ static void test_failing_disk(void **state) {
   free(ids);
 }
 
+/* Whatever happened, no HDF5 object stays open. */
+static int check_closed(void **state) {
+  (void)state;
+  const ssize_t open = H5Fget_obj_count((hid_t)H5F_OBJ_ALL, H5F_OBJ_ALL);
+  if (open) printf("%zd HDF5 objects are left open\n", open);
+  return open ? -1 : 0;
+}
+
 int main(void) {
   seed = unit_test_seed("test_token_file");
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(test_round_trip),      cmocka_unit_test(test_any_flipped_byte),
-      cmocka_unit_test(test_damaged_block),   cmocka_unit_test(test_truncated_or_alien),
-      cmocka_unit_test(test_foreign),         cmocka_unit_test(test_id_outside_of_vocabulary),
-      cmocka_unit_test(test_writer_refusals), cmocka_unit_test(test_failing_disk),
+      cmocka_unit_test_teardown(test_round_trip, check_closed),
+      cmocka_unit_test_teardown(test_any_flipped_byte, check_closed),
+      cmocka_unit_test_teardown(test_damaged_block, check_closed),
+      cmocka_unit_test_teardown(test_truncated_or_alien, check_closed),
+      cmocka_unit_test_teardown(test_foreign, check_closed),
+      cmocka_unit_test_teardown(test_id_outside_of_vocabulary, check_closed),
+      cmocka_unit_test_teardown(test_writer_refusals, check_closed),
+      cmocka_unit_test_teardown(test_failing_disk, check_closed),
   };
   return cmocka_run_group_tests(tests, temp_folder_make, temp_folder_remove);
 }

@@ -17,6 +17,7 @@ struct spt_prefetch {
   int slot_count; /* depth + 1: the consumer keeps one until its next call */
   slot *slots;
   int32_t *memory, *window; /* all slots; seq_len + 1 tokens */
+  int64_t limit; /* micro-batches until options.end_step */
   pthread_t thread;
   pthread_mutex_t mutex; /* guards all below */
   pthread_cond_t filled, freed;
@@ -56,7 +57,7 @@ static void *read_ahead(void *argument) {
   pthread_mutex_lock(&prefetch->mutex);
   while (!prefetch->stop && prefetch->status == SPT_OK) {
     /* the slot handed out last (taken − 1) still belongs to the consumer */
-    if (prefetch->produced - prefetch->taken >= prefetch->options.depth) {
+    if (prefetch->produced - prefetch->taken >= prefetch->options.depth || prefetch->produced == prefetch->limit) {
       pthread_cond_wait(&prefetch->freed, &prefetch->mutex);
       continue;
     }
@@ -78,7 +79,8 @@ static void *read_ahead(void *argument) {
 
 static spt_status check_options(const spt_prefetch_options *o, int64_t windows) {
   if (o->seq_len < 1 || o->micro < 1 || o->count < 1 || o->count % o->micro || o->first < 0 ||
-      o->first + o->count > o->sequences || o->depth < 2 || o->step < 0)
+      o->first + o->count > o->sequences || o->depth < 2 || o->step < 0 ||
+      (o->end_step && o->end_step < o->step))
     return SPT_FAIL(SPT_ERR_USAGE, "bad read-ahead: sequences %lld..%lld of %lld in micro-batches of %lld, depth %d",
                     (long long)o->first, (long long)(o->first + o->count), (long long)o->sequences, (long long)o->micro,
                     o->depth);
@@ -127,6 +129,8 @@ spt_status spt_prefetch_open(const spt_prefetch_options *options, spt_prefetch *
   prefetch->options = *options;
   prefetch->windows = windows;
   prefetch->slot_count = options->depth + 1;
+  prefetch->limit =
+      options->end_step ? (options->end_step - options->step) * (options->count / options->micro) : INT64_MAX;
   prefetch->tokens_read = spt_token_stream_tokens_read(options->stream);
   const spt_status status = start(prefetch);
   if (status != SPT_OK)
@@ -159,6 +163,9 @@ void spt_prefetch_close(spt_prefetch **prefetch_p) {
 }
 
 spt_status spt_prefetch_next(spt_prefetch *prefetch, spt_micro_batch *batch_p) {
+  if (prefetch->taken == prefetch->limit)
+    return SPT_FAIL(SPT_ERR_USAGE, "read-ahead: no data is read for step %lld, past the last",
+                    (long long)prefetch->options.end_step);
   pthread_mutex_lock(&prefetch->mutex);
   if (prefetch->taken == prefetch->produced && prefetch->status == SPT_OK) {
     const double begin = now();

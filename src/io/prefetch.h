@@ -14,6 +14,7 @@ typedef struct spt_prefetch_options {
   int64_t micro;                 /* sequences per micro-batch; divides count */
   int64_t seq_len;
   int64_t step;                  /* first step to serve */
+  int64_t end_step;              /* nothing is read for this step or later ones; 0: no end */
   int depth;                     /* micro-batches held ready, >= 2 */
 } spt_prefetch_options;
 

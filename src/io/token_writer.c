@@ -147,6 +147,19 @@ static int64_t token_blocks(const spt_token_writer *writer) {
   return (writer->info.tokens * writer->info.token_bytes + SPT_TOKEN_BLOCK_BYTES - 1) / SPT_TOKEN_BLOCK_BYTES;
 }
 
+/* HDF5 does not survive a full disk (a failed H5Fclose crashes the process at exit), so the space is asked for before
+ * it writes. */
+static spt_status try_space(const spt_token_writer *writer) {
+  const uint64_t metadata = SPT_TOKEN_SEAL_BYTES + 65536,
+                 entries = (uint64_t)(token_blocks(writer) + writer->info.documents);
+  const int descriptor = open(writer->part_path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (descriptor < 0) return io_failed(writer->part_path);
+  const uint64_t bytes = metadata + 8 * entries + (uint64_t)(writer->info.tokens * writer->info.token_bytes);
+  const spt_status status = spt_file_reserve(descriptor, writer->part_path, bytes, NULL);
+  close(descriptor);
+  return status;
+}
+
 static spt_status lay_out(const spt_token_writer *writer, layout *layout_p) {
   spt_hdf5_quiet();
   layout place = {-1, -1, -1};
@@ -218,6 +231,7 @@ spt_status spt_token_writer_finish(spt_token_writer **writer_p) {
     status = io_failed(writer->raw_path);
     goto done;
   }
+  SPT_TRY_GOTO(try_space(writer), done);
   SPT_TRY_GOTO(lay_out(writer, &place), done);
   descriptor = open(writer->part_path, O_RDWR | O_CLOEXEC);
   status = descriptor < 0 ? io_failed(writer->part_path) : fill(writer, descriptor, &place);

@@ -1,0 +1,234 @@
+/* Batched products, gradient statistics and the factor and AdamW updates; exp and bf16 rounding beneath the kernels. */
+#include "ops_fixture.h"
+
+#include "backend_cpu.h"
+#include "reference.h"
+
+#include <stdlib.h>
+
+static spt_control control_of(float clip, float apply) {
+  return (spt_control){.clip = clip, .apply = apply};
+}
+
+static void gemm_body(ops_fixture *f) {
+  enum { BATCH = 4 };
+  const int64_t m = ops_draw(f, 1, 70), n = ops_draw(f, 1, 70), k = ops_draw(f, 1, 150);
+  spt_gemm_batch batch = {.batch = BATCH,
+                          .m = m,
+                          .n = n,
+                          .k = k,
+                          .transpose_a = ops_draw(f, 0, 1),
+                          .transpose_b = ops_draw(f, 0, 1),
+                          .alpha = ops_draw(f, 0, 1) ? 1.0f : -1.75f,
+                          .dtype = f->act};
+  batch.beta = (float)ops_draw(f, -1, 1) * 0.5f;
+  const void *a[BATCH], *b[BATCH];
+  void *c[BATCH];
+  double *want[BATCH];
+  for (int i = 0; i < BATCH; i++) {
+    double *a_values = ops_random(f, m * k, 1.0), *b_values = ops_random(f, k * n, 1.0);
+    want[i] = ops_random(f, m * n, 1.0);
+    a[i] = ops_put(f, a_values, m * k, f->act);
+    b[i] = ops_put(f, b_values, k * n, f->act);
+    c[i] = batch.beta == 0.0f ? ops_poison(f, m * n, f->act)
+                              : ops_put(f, want[i], m * n, f->act); // beta 0 must not read C
+    ref_gemm(m, n, k, batch.transpose_a, batch.transpose_b, (double)batch.alpha, a_values, b_values, (double)batch.beta,
+             want[i]);
+  }
+  batch.a = a, batch.b = b, batch.c = c;
+  OPS_OK(f->backend->ops->batched_gemm(f->backend, &batch));
+  for (int i = 0; i < BATCH; i++) ops_check(f, "C", ops_get(f, c[i], m * n, f->act), want[i], m * n, f->act, 1.0);
+
+  void *alone = ops_poison(f, m * n, f->act); // an entry rounds alike in any batch
+  batch.beta = 0.0f;
+  OPS_OK(f->backend->ops->batched_gemm(f->backend, &batch));
+  const double *in_batch = ops_get(f, c[2], m * n, f->act);
+  batch.batch = 1, batch.a = a + 2, batch.b = b + 2, batch.c = &alone;
+  OPS_OK(f->backend->ops->batched_gemm(f->backend, &batch));
+  const double *single = ops_get(f, alone, m * n, f->act);
+  for (int64_t i = 0; i < m * n; i++) assert_true(single[i] == in_batch[i]);
+}
+
+static void stats_body(ops_fixture *f) {
+  const int64_t count = ops_draw(f, 1, 200000), bad = ops_draw(f, 0, 3);
+  double *g = ops_random(f, count, 3.0), want = 1.5;
+  const float *device = ops_put(f, g, count, SPT_F32);
+  for (int64_t i = 0; i < count; i++) want += g[i] * g[i];
+  spt_control control = {.sum_squares = 1.5, .non_finite = 2.0};
+  OPS_OK(f->backend->ops->gradient_stats(f->backend, count, device, &control));
+  ops_check(f, "sum of squares", &control.sum_squares, &want, 1, SPT_F32, 1e-5);
+  assert_true(control.non_finite == 2.0);
+  static const double broken[] = {(double)INFINITY, -(double)INFINITY, (double)NAN};
+  for (int64_t i = 0; i < bad && i < count; i++) g[(i + 1) * count / (bad + 1) - 1] = broken[i];
+  float *host = malloc((size_t)count * sizeof *host);
+  assert_non_null(host);
+  for (int64_t i = 0; i < count; i++) host[i] = (float)g[i];
+  int64_t found = 0;
+  for (int64_t i = 0; i < count; i++) found += !isfinite(host[i]);
+  OPS_OK(f->backend->ops->upload(f->backend, (void *)(uintptr_t)device, host, (size_t)count * sizeof *host));
+  free(host);
+  OPS_OK(f->backend->ops->gradient_stats(f->backend, count, device, &control));
+  assert_true(control.non_finite == 2.0 + (double)found);
+}
+
+/* A pair of factors with their reference copies. */
+typedef struct factor_test {
+  spt_factor_entry entry;
+  double *w, *gradient, *momentum, *u;
+} factor_test;
+
+static factor_test make_factor(ops_fixture *f) {
+  factor_test t = {.entry = {.rows = ops_draw(f, 1, 90), .cols = ops_draw(f, 1, 90)}};
+  const int64_t count = t.entry.rows * t.entry.cols;
+  t.w = ops_random(f, count, 1.0), t.gradient = ops_random(f, count, 2.0), t.momentum = ops_random(f, count, 1.0);
+  t.u = ops_random(f, t.entry.rows, 1.0);
+  t.entry.w = ops_put(f, t.w, count, SPT_F32);
+  t.entry.gradient = ops_put(f, t.gradient, count, SPT_F32);
+  t.entry.momentum = ops_put(f, t.momentum, count, SPT_F32);
+  t.entry.u = ops_put(f, t.u, t.entry.rows, SPT_F32);
+  t.entry.sigma = ops_poison(f, 1, SPT_F32);
+  t.entry.x = ops_poison(f, count, f->act);
+  return t;
+}
+
+static void factor_body(ops_fixture *f) {
+  enum { COUNT = 6 };
+  const spt_ops *ops = f->backend->ops;
+  factor_test t[COUNT];
+  spt_factor_entry entries[COUNT];
+  for (int i = 0; i < COUNT; i++) t[i] = make_factor(f), entries[i] = t[i].entry;
+  const float beta = 0.9f, clip = 0.25f, lr = 0.02f, decay = 0.1f;
+  const bool normalize = ops_draw(f, 0, 1), renormalize = ops_draw(f, 0, 1);
+  const int steps = (int)ops_draw(f, 1, 3);
+  const spt_control skip = control_of(clip, 0.0f), go = control_of(clip, 1.0f);
+  OPS_OK(ops->factor_momentum(f->backend, COUNT, entries, beta, normalize, f->act, &skip)); // nothing happens
+  OPS_OK(ops->factor_momentum(f->backend, COUNT, entries, beta, normalize, f->act, &go));
+  OPS_OK(ops->power_iteration(f->backend, COUNT, entries, steps, &skip));
+  OPS_OK(ops->power_iteration(f->backend, COUNT, entries, steps, &go));
+  double sigma[COUNT], *x[COUNT];
+  for (int i = 0; i < COUNT; i++) {
+    const int64_t rows = entries[i].rows, cols = entries[i].cols, count = rows * cols;
+    double norm = 0.0, *want_x = ops_zeros(f, count);
+    for (int64_t k = 0; k < count; k++) {
+      t[i].momentum[k] = (double)beta * t[i].momentum[k] + (1.0 - (double)beta) * (double)clip * t[i].gradient[k];
+      norm += t[i].momentum[k] * t[i].momentum[k];
+    }
+    for (int64_t k = 0; k < count; k++)
+      want_x[k] = normalize ? t[i].momentum[k] / (sqrt(norm) + 1e-7) : t[i].momentum[k];
+    ops_check(f, "momentum", ops_get(f, entries[i].momentum, count, SPT_F32), t[i].momentum, count, SPT_F32, 0.1);
+    x[i] = ops_get(f, entries[i].x, count, f->act);
+    ops_check(f, "x", x[i], want_x, count, f->act, 0.5);
+    sigma[i] = ref_power_iteration(rows, cols, t[i].w, steps, t[i].u);
+    ops_check(f, "sigma", ops_get(f, entries[i].sigma, 1, SPT_F32), &sigma[i], 1, SPT_F32, 1.0);
+    ops_check(f, "u", ops_get(f, entries[i].u, rows, SPT_F32), t[i].u, rows, SPT_F32, 2.0);
+  }
+  OPS_OK(ops->factor_update(f->backend, COUNT, entries, lr, decay, renormalize, f->act, &skip));
+  OPS_OK(ops->factor_update(f->backend, COUNT, entries, lr, decay, renormalize, f->act, &go));
+  for (int i = 0; i < COUNT; i++) {
+    const int64_t count = entries[i].rows * entries[i].cols;
+    const double rho = renormalize ? (double)lr / (sigma[i & ~1] + sigma[i | 1] + 1.0) : (double)lr;
+    for (int64_t k = 0; k < count; k++) t[i].w[k] = (1.0 - (double)lr * (double)decay) * t[i].w[k] - rho * x[i][k];
+    ops_check(f, "w", ops_get(f, entries[i].w, count, SPT_F32), t[i].w, count, SPT_F32, 0.1);
+  }
+}
+
+/* A zero w gives sigma 0 and leaves u; without x only momentum is written. */
+static void zero_body(ops_fixture *f) {
+  factor_test t = make_factor(f);
+  spt_factor_entry entry = t.entry;
+  const spt_control go = control_of(1.0f, 1.0f);
+  OPS_OK(f->backend->ops->zero(f->backend, entry.w, (size_t)(entry.rows * entry.cols) * sizeof(float)));
+  OPS_OK(f->backend->ops->power_iteration(f->backend, 1, &entry, 2, &go));
+  assert_true(ops_get(f, entry.sigma, 1, SPT_F32)[0] == 0.0);
+  const double *u = ops_get(f, entry.u, entry.rows, SPT_F32);
+  for (int64_t i = 0; i < entry.rows; i++) assert_true(u[i] == t.u[i]);
+  entry.x = NULL;
+  OPS_OK(f->backend->ops->factor_momentum(f->backend, 1, &entry, 0.5f, true, f->act, &go));
+  const double *momentum = ops_get(f, entry.momentum, entry.rows * entry.cols, SPT_F32);
+  for (int64_t i = 0; i < entry.rows * entry.cols; i++) t.momentum[i] = 0.5 * t.momentum[i] + 0.5 * t.gradient[i];
+  ops_check(f, "momentum without x", momentum, t.momentum, entry.rows * entry.cols, SPT_F32, 0.1);
+}
+
+static void adamw_body(ops_fixture *f) {
+  const int64_t count = ops_draw(f, 1, 150000), step = ops_draw(f, 1, 2000);
+  double *w = ops_random(f, count, 1.0), *g = ops_random(f, count, 1.0), *m = ops_random(f, count, 0.1),
+         *v = ops_random(f, count, 0.3);
+  for (int64_t i = 0; i < count; i++) v[i] *= v[i];
+  float *device_w = ops_put(f, w, count, SPT_F32), *device_m = ops_put(f, m, count, SPT_F32),
+        *device_v = ops_put(f, v, count, SPT_F32);
+  const float *device_g = ops_put(f, g, count, SPT_F32), lr = 1e-2f, decay = 0.1f, beta1 = 0.9f, beta2 = 0.95f,
+              eps = 1e-8f;
+  const spt_control skip = control_of(0.5f, 0.0f), go = control_of(0.5f, 1.0f);
+  OPS_OK(f->backend->ops->adamw(f->backend, count, device_w, device_g, device_m, device_v, lr, decay, beta1, beta2, eps,
+                                step, &skip));
+  OPS_OK(f->backend->ops->adamw(f->backend, count, device_w, device_g, device_m, device_v, lr, decay, beta1, beta2, eps,
+                                step, &go));
+  ref_adamw(count, w, g, m, v, (double)lr, (double)decay, (double)beta1, (double)beta2, (double)eps, step, 0.5);
+  ops_check(f, "w", ops_get(f, device_w, count, SPT_F32), w, count, SPT_F32, 0.5);
+  ops_check(f, "m", ops_get(f, device_m, count, SPT_F32), m, count, SPT_F32, 0.5);
+  ops_check(f, "v", ops_get(f, device_v, count, SPT_F32), v, count, SPT_F32, 0.5);
+}
+
+static void test_batched_gemm(void **state) {
+  (void)state;
+  ops_run("batched gemm", gemm_body, 12);
+}
+static void test_stats(void **state) {
+  (void)state;
+  ops_run("gradient stats", stats_body, 4);
+}
+static void test_factors(void **state) {
+  (void)state;
+  ops_run("factors", factor_body, 6);
+  ops_run("zero factor", zero_body, 2);
+}
+static void test_adamw(void **state) {
+  (void)state;
+  ops_run("adamw", adamw_body, 3);
+}
+
+static void test_exp(void **state) {
+  (void)state;
+  double worst = 0.0;
+  for (int64_t i = 0; i <= 2000000; i++) {
+    const float x = (float)(-87.2 + 175.8 * (double)i / 2e6);
+    const double want = exp((double)x), got = (double)spt_exp(x);
+    worst = fmax(worst, fabs(got / want - 1.0));
+  }
+  print_message("exp: largest relative error %.2g\n", worst);
+  assert_true(worst < 2e-7);
+  assert_true(spt_exp(0.0f) == 1.0f && spt_exp(-INFINITY) == 0.0f && spt_exp(-1e4f) == 0.0f &&
+              isinf(spt_exp(INFINITY)) && isnan(spt_exp(NAN)));
+}
+
+/* Against rounding by exact arithmetic, over every exponent. */
+static void test_bf16(void **state) {
+  (void)state;
+  ops_fixture f = {.seed = ops_seed()};
+  for (int i = 0; i < 300000; i++) {
+    const uint32_t bits = (uint32_t)ops_draw(&f, 0, 0xFFFFFFFF);
+    const float x = spt_bits_to_float(i & 1 ? bits : (bits & 0xFFFF0000u) | 0x8000u),
+                got = spt_from_bf16(spt_to_bf16(x)); // every second one a tie
+    if (isnan(x)) {
+      assert_true(isnan(got));
+      continue;
+    }
+    const float below = spt_bits_to_float(spt_float_to_bits(x) & 0xFFFF0000u),
+                above = spt_bits_to_float((spt_float_to_bits(x) & 0xFFFF0000u) + 0x10000u);
+    if (isinf(x) || below == x) {
+      assert_true(got == x);
+      continue;
+    }
+    const double down = fabs((double)x - (double)below),
+                 up = isinf(above) ? fabs(ldexp(1.0, 128) - fabs((double)x)) : fabs((double)above - (double)x);
+    const float want = down < up ? below : (up < down ? above : (spt_float_to_bits(below) & 0x10000u ? above : below));
+    assert_true(got == want);
+  }
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_exp),          cmocka_unit_test(test_bf16),
+                                     cmocka_unit_test(test_batched_gemm), cmocka_unit_test(test_stats),
+                                     cmocka_unit_test(test_factors),      cmocka_unit_test(test_adamw)};
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
