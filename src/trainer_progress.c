@@ -15,8 +15,15 @@ static struct {
   bool live_shown;
 } shown; // of rank 0's terminal
 
+/* Open MPI gives every rank a pseudo-terminal, whatever mpirun itself writes to: then the launcher's own output counts.
+ */
 static bool on_terminal(void) {
-  return isatty(STDOUT_FILENO) == 1;
+  char link[64], target[32] = "";
+  if (!isatty(STDOUT_FILENO)) return false;
+  if (!getenv("OMPI_COMM_WORLD_SIZE")) return true;
+  snprintf(link, sizeof link, "/proc/%d/fd/1", (int)getppid());
+  const ssize_t length = readlink(link, target, sizeof target - 1);
+  return length > 0 && (strncmp(target, "/dev/pts/", 9) == 0 || strncmp(target, "/dev/tty", 8) == 0);
 }
 
 static void clear_live_line(void) {

@@ -59,11 +59,12 @@ static void check_batch(const spt_micro_batch *batch, int64_t windows, int64_t s
 
 /* Steps [from, to) of one rank; returns the tokens read. The thread reads ahead of what is taken, by at most depth
  * micro-batches. */
-static void run_rank(int rank, int ranks, int64_t micro, int64_t from, int64_t to, int depth) {
+static void run_rank(int rank, int ranks, int64_t micro, int64_t from, int64_t to, int depth, bool ends) {
   spt_token_stream *stream = open_stream();
   const int64_t windows = spt_token_stream_windows(stream, SEQ_LEN);
-  const spt_prefetch_options options = options_for(stream, rank, ranks, micro, from, depth);
+  spt_prefetch_options options = options_for(stream, rank, ranks, micro, from, depth);
   spt_prefetch *prefetch;
+  options.end_step = ends ? to : 0;
   assert_ok(spt_prefetch_open(&options, &prefetch));
   int64_t taken = 0;
   for (int64_t step = from; step < to; step++)
@@ -74,6 +75,11 @@ static void run_rank(int rank, int ranks, int64_t micro, int64_t from, int64_t t
       taken++;
     }
   const int64_t batch_tokens = micro * (SEQ_LEN + 1), read = spt_prefetch_tokens_read(prefetch);
+  if (ends) { /* exactly the rank's share, and no more */
+    spt_micro_batch none;
+    assert_int_equal(read, (to - from) * options.count * (SEQ_LEN + 1));
+    assert_fails(SPT_ERR_USAGE, spt_prefetch_next(prefetch, &none), "past the last");
+  }
   assert_in_range(read, taken * batch_tokens, (taken + depth) * batch_tokens);
   assert_true(spt_prefetch_wait_seconds(prefetch) >= 0);
   spt_prefetch_close(&prefetch);
@@ -90,15 +96,15 @@ static void test_order_on_any_ranks(void **state) {
     for (int rank = 0; rank < ranks; rank++) {
       const int64_t count = SEQUENCES / ranks,
                     micro = count % 2 || fixture_below(seed, 5, (uint64_t)(8 * ranks + rank), 2) ? count : count / 2;
-      run_rank(rank, ranks, micro, 0, steps, 2 + (int)fixture_below(seed, 6, (uint64_t)(8 * ranks + rank), 4));
+      run_rank(rank, ranks, micro, 0, steps, 2 + (int)fixture_below(seed, 6, (uint64_t)(8 * ranks + rank), 4), true);
     }
 }
 
 static void test_resume(void **state) {
   (void)state;
   const int64_t step = fixture_below(seed, 7, 0, 1000000);
-  run_rank(0, 1, 3, step, step + 20, 3);
-  run_rank(1, 2, 2, step, step + 20, 2);
+  run_rank(0, 1, 3, step, step + 20, 3, false);
+  run_rank(1, 2, 2, step, step + 20, 2, true);
 }
 
 /* A full ring stops the thread: exactly depth micro-batches are read when none is taken, and exactly one more for each

@@ -9,9 +9,9 @@
 
 typedef struct spt_token_file_info {
   int64_t tokens, documents, vocab_size, eos_id;
-  int64_t text_bytes;  /* bytes of the source text, 0 = unknown (attribute "text_bytes") */
-  int token_bytes;     /* 2 or 4 */
-  bool contiguous;     /* read by pread; else through the library */
+  int64_t text_bytes; /* bytes of the source text, 0 = unknown (attribute "text_bytes") */
+  int token_bytes;    /* 2 or 4 */
+  bool contiguous;    /* read by pread; else through the library */
   bool checksummed;
   char tokenizer[128], tokenizer_sha256[65], source[256];
   char warning[256]; /* "" or why this file is slower or less safe than our own */
@@ -19,14 +19,14 @@ typedef struct spt_token_file_info {
 
 typedef struct spt_token_file spt_token_file;
 
-/* Opens for reading, checks format, version, types, extents and attributes before anything is allocated. SPT_ERR_DATA names the
- * file and what is wrong. Each reader thread needs its own handle. */
+/* Opens for reading, checks format, version, types, extents and attributes before anything is allocated. SPT_ERR_DATA
+ * names the file and what is wrong. Each reader thread needs its own handle. */
 spt_status spt_token_file_open(const char *path, spt_token_file **file_p);
 void spt_token_file_close(spt_token_file **file_p);
 const spt_token_file_info *spt_token_file_info_of(const spt_token_file *file);
 const char *spt_token_file_path(const spt_token_file *file);
-/* Tokens [begin, begin + count) as int32. Each checksum block is verified when first touched (SPT_ERR_DATA names file and block);
- * an id ≥ vocab_size is SPT_ERR_DATA. */
+/* Tokens [begin, begin + count) as int32. Each checksum block is verified when first touched (SPT_ERR_DATA names file
+ * and block); an id ≥ vocab_size is SPT_ERR_DATA. */
 spt_status spt_token_file_read(spt_token_file *file, int64_t begin, int64_t count, int32_t *ids);
 /* Verifies every checksum and id. */
 spt_status spt_token_file_verify(spt_token_file *file);
@@ -40,9 +40,10 @@ typedef struct spt_token_writer_options {
   int64_t vocab_size, eos_id;
   const char *tokenizer, *tokenizer_sha256, *source;
 } spt_token_writer_options;
-/* Writes a temporary file beside `path`, renamed by finish: an unfinished writer leaves nothing under `path`. Refuses an existing `path` (SPT_ERR_USAGE)
- * unless `overwrite`. */
-spt_status spt_token_writer_open(const char *path, const spt_token_writer_options *options, bool overwrite, spt_token_writer **writer_p);
+/* Writes a temporary file beside `path`, renamed by finish: an unfinished writer leaves nothing under `path`. Refuses
+ * an existing `path` (SPT_ERR_USAGE) unless `overwrite`. */
+spt_status spt_token_writer_open(const char *path, const spt_token_writer_options *options, bool overwrite,
+                                 spt_token_writer **writer_p);
 /* Appends one document (its eos included); text_bytes is the length of its source text. */
 spt_status spt_token_writer_append(spt_token_writer *writer, const uint32_t *ids, size_t count, size_t text_bytes);
 int64_t spt_token_writer_tokens(const spt_token_writer *writer);

@@ -117,7 +117,8 @@ static int64_t create_dataset(hid_t place, const char *name, hid_t type, int64_t
   const hid_t space = H5Screate_simple(1, &extent, NULL), plan = H5Pcreate(H5P_DATASET_CREATE);
   hid_t set = -1;
   if (space >= 0 && plan >= 0 && H5Pset_layout(plan, H5D_CONTIGUOUS) >= 0 &&
-      H5Pset_alloc_time(plan, H5D_ALLOC_TIME_EARLY) >= 0 && H5Pset_fill_time(plan, H5D_FILL_TIME_NEVER) >= 0)
+      H5Pset_alloc_time(plan, H5D_ALLOC_TIME_EARLY) >= 0 && H5Pset_fill_time(plan, H5D_FILL_TIME_NEVER) >= 0 &&
+      H5Pset_obj_track_times(plan, false) >= 0) // equal text gives equal files
     set = H5Dcreate2(place, name, type, space, H5P_DEFAULT, plan, H5P_DEFAULT);
   if (set >= 0) {
     const haddr_t address = H5Dget_offset(set);

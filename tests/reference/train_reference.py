@@ -104,13 +104,13 @@ def read_config(job, tensors):
     config = model_reference.Config(
         hidden=hidden, layers=1 + max(int(name.split(".")[2]) for name in tensors if ".layers." in name), heads=model["heads"],
         kv_heads=model.get("kv_heads", model["heads"]),
-        ffn=next(t.shape[0] for n, t in tensors.items() if n.startswith("model.layers.0.mlp.down_proj.") and n[-1] == "B" or "0.mlp.gate_proj.weight" in n),
+        ffn=next(t.shape[0] for name, t in tensors.items() if name.startswith(("model.layers.0.mlp.gate_proj.A", "model.layers.0.mlp.gate_proj.weight"))),
         vocab=vocab, seq_len=model.get("seq_len", 2048), rope_theta=model.get("rope_theta", 10000.0), norm_eps=model.get("norm_eps", 1e-5),
         rank_ratio=model.get("rank_ratio", 0.25), parameterization=model.get("parameterization", "low-rank"),
         tie_embeddings=model.get("tie_embeddings", False))
     expected = model_reference.tensor_shapes(config)
-    found = {name: tuple(t.shape) if t.shape[0] > 1 or len(expected.get(name, (0, 0))) > 1 else (t.shape[1],) for name, t in tensors.items()}
-    if found != expected:
+    found = {name: tuple(t.shape) for name, t in tensors.items()}
+    if found != {name: (1, *shape) if len(shape) == 1 else shape for name, shape in expected.items()}:  # a gain is (1, hidden)
         sys.exit(f"tensors differ from the model's: {sorted(set(found.items()) ^ set(expected.items()))[:4]}")
     return config
 
