@@ -53,7 +53,7 @@ if [ ! -f "$steps_file" ]; then
     launch --set run.output="\"$trial/run\"" --set schedule.steps=6 --set validation.tokens=512 configs/quickstart.toml >"$trial/log" 2>&1 ||
         { cat "$trial/log"; exit 5; }
     "$spectron" report --no-picture "$trial/run" | awk -v seconds="$seconds" \
-        '$1 == "step_seconds" { n = int(seconds / $2); if (n < 20) n = 20; if (n > 4000) n = 4000; print n }' >"$steps_file.part"
+        '$1 == "tokens/s:" { n = int(seconds * $2 / 4096); if (n < 20) n = 20; if (n > 4000) n = 4000; print n }' >"$steps_file.part"
     [ -s "$steps_file.part" ] || { echo "quickstart.sh: the trial run reported no step time" >&2; exit 5; }
     mv "$steps_file.part" "$steps_file"
 fi

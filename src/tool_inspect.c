@@ -19,18 +19,20 @@ static const char help[] =
     "  --sample N              tokens of a shard to decode (64; 0: none)\n"
     "  --from N                first token of the sample (0)\n"
     "  --tokenizer MODEL|byte  to decode with (the shard's own: 'byte', or tokenizer.model in its folder)\n"
+    "  --text                  only the whole text of a shard, decoded, documents separated by blank lines\n"
     "  --job                   of a checkpoint: also the job it was trained by\n\n"
     "Example: spectron inspect --sample 100 data/train-00000.h5\n";
 
 typedef struct options {
   const char *path, *tokenizer;
   int64_t sample, from;
-  bool help, job;
+  bool help, job, text;
 } options;
 
 static spt_status parse(int argc, char **argv, options *o) {
   static const struct option table[] = {{"sample", 1, NULL, 's'}, {"from", 1, NULL, 'f'}, {"tokenizer", 1, NULL, 't'},
-                                        {"job", 0, NULL, 'j'},    {"help", 0, NULL, 'h'}, {NULL, 0, NULL, 0}};
+                                        {"job", 0, NULL, 'j'},    {"text", 0, NULL, 'x'}, {"help", 0, NULL, 'h'},
+                                        {NULL, 0, NULL, 0}};
   *o = (options){.sample = 64};
   opterr = 0;
   for (int choice; (choice = getopt_long(argc, argv, ":", table, NULL)) != -1;) switch (choice) {
@@ -38,6 +40,7 @@ static spt_status parse(int argc, char **argv, options *o) {
     case 'f': SPT_TRY(spt_tool_integer("--from", optarg, 0, INT64_MAX / 2, &o->from)); break;
     case 't': o->tokenizer = optarg; break;
     case 'j': o->job = true; break;
+    case 'x': o->text = true; break;
     case 'h': o->help = true; return SPT_OK;
     default: return spt_tool_bad_option("inspect", choice, argv[optind - 1]);
     }
@@ -90,9 +93,45 @@ static spt_status print_sample(const options *o, spt_token_file *file) {
   return status;
 }
 
+static spt_status print_document(spt_token_file *file, const spt_tokenizer *tokenizer, int64_t begin, int64_t end) {
+  char *text = NULL;
+  int32_t *ids = malloc((size_t)(end - begin) * sizeof *ids + 1);
+  spt_status status = ids ? SPT_OK : SPT_FAIL(SPT_ERR_RESOURCE, "out of memory");
+  if (status == SPT_OK) status = spt_token_file_read(file, begin, end - begin, ids);
+  if (status == SPT_OK) status = spt_tokenizer_decode(tokenizer, (const uint32_t *)ids, (size_t)(end - begin), &text);
+  if (status == SPT_OK) puts(text);
+  free(text);
+  free(ids);
+  return status;
+}
+
+/* --text: the documents in order; every block's checksum is verified as it is read. */
+static spt_status print_text(const options *o, spt_token_file *file) {
+  const spt_token_file_info *info = spt_token_file_info_of(file);
+  spt_tokenizer *tokenizer = NULL;
+  uint64_t *starts = malloc((size_t)info->documents * sizeof *starts + 1);
+  spt_status status = starts ? SPT_OK : SPT_FAIL(SPT_ERR_RESOURCE, "out of memory");
+  if (status == SPT_OK) status = find_tokenizer(o, info, &tokenizer);
+  if (status == SPT_OK && !tokenizer)
+    status = SPT_FAIL(SPT_ERR_USAGE, "%s: no tokenizer.model beside the file to decode with: give --tokenizer MODEL",
+                      o->path);
+  if (status == SPT_OK) status = spt_token_file_documents(file, 0, info->documents, starts);
+  for (int64_t i = 0; status == SPT_OK && i < info->documents; i++)
+    status = print_document(file, tokenizer, (int64_t)starts[i],
+                            i + 1 < info->documents ? (int64_t)starts[i + 1] : info->tokens);
+  spt_tokenizer_close(&tokenizer);
+  free(starts);
+  return status;
+}
+
 static spt_status inspect_tokens(const options *o) {
   spt_token_file *file;
   SPT_TRY(spt_token_file_open(o->path, &file));
+  if (o->text) {
+    const spt_status printed = print_text(o, file);
+    spt_token_file_close(&file);
+    return printed;
+  }
   const spt_token_file_info *info = spt_token_file_info_of(file);
   printf("file: %s\nkind: token shard\n", o->path);
   printf("tokens: %lld (uint%d)\ndocuments: %lld\n", (long long)info->tokens, 8 * info->token_bytes,

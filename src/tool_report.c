@@ -130,6 +130,16 @@ static void print_quoted(const char *text) {
   putchar('\'');
 }
 
+/* The trainer beside this program, else by its name for the PATH. */
+static void find_trainer(char path[SPT_PATH_MAX]) {
+  static const char name[] = "spectron-dist";
+  const ssize_t length = readlink("/proc/self/exe", path, SPT_PATH_MAX - sizeof name - 1);
+  path[length > 0 ? length : 0] = '\0';
+  char *slash = strrchr(path, '/');
+  if (slash) strcpy(slash + 1, name);
+  if (!slash || access(path, X_OK) != 0) strcpy(path, name);
+}
+
 static spt_status print_files(const char *run) {
   char newest[SPT_PATH_MAX], best[SPT_PATH_MAX], path[SPT_PATH_MAX];
   int ranks = 0;
@@ -153,7 +163,12 @@ static spt_status print_files(const char *run) {
   printf("\n");
   snprintf(path, sizeof path, "%s/job.toml", run);
   if (!newest[0]) return SPT_OK;
-  printf("resume: mpirun -np %d spectron-dist --resume ", ranks > 0 ? ranks : 1);
+  char trainer[SPT_PATH_MAX];
+  find_trainer(trainer);
+  printf("resume: %smpirun -np %d --bind-to none ",
+         geteuid() == 0 ? "OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 " : "", ranks > 0 ? ranks : 1);
+  print_quoted(trainer);
+  printf(" --resume ");
   print_quoted(path);
   printf("\n");
   return SPT_OK;

@@ -104,7 +104,7 @@ static void numbers(void **unused) {
                                       "/run/metrics.jsonl\n"};
   for (size_t i = 0; i < sizeof lines / sizeof *lines; i++) assert_says(out, lines[i]);
   char resume[1200];
-  snprintf(resume, sizeof resume, "resume: mpirun -np 3 spectron-dist --resume %s/job.toml\n", run);
+  snprintf(resume, sizeof resume, "mpirun -np 3 --bind-to none spectron-dist --resume %s/job.toml\n", run);
   assert_says(out, resume);
   assert_silent(out, "picture:");
   free(out);
