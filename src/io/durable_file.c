@@ -109,7 +109,7 @@ static spt_status publish_or_remove(spt_status status, int fd, const char *part,
 
 spt_status spt_file_replace(const char *path, const void *bytes, size_t count) {
   char part[PATH_BYTES];
-  int fd;
+  int fd = -1;
   SPT_TRY(open_part(path, part, &fd));
   return publish_or_remove(spt_file_write_at(fd, part, bytes, count, 0), fd, part, path);
 }
