@@ -1,7 +1,7 @@
 #!/bin/sh
 # cli_tokenize.sh SPECTRON: the tools tokenize, inspect and baseline as a user runs them; their exit codes and messages.
 set -eu
-spectron=$1
+spectron=$(cd "$(dirname "$1")" && pwd)/${1##*/}
 work=$(mktemp -d "${TMPDIR:-/tmp}/spectron-cli-XXXXXX")
 trap 'rm -rf "$work"' EXIT
 cd "$work"

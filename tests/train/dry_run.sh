@@ -1,0 +1,56 @@
+#!/bin/sh
+# A dry run of every preset, low-rank and dense, prints parameters, FLOPs and memory by kind without training or data; the live line; --help.
+. "$(dirname "$0")/lib.sh"
+cat >job.toml <<END
+[model]
+preset = "S"
+[schedule]
+steps = 10
+[batch]
+sequences = 64
+micro = 1
+END
+# preset, parameters dense and low-rank (the design's table)
+while read -r preset dense low; do
+    for mode in dense low-rank; do
+        method=adamw want=$dense
+        [ $mode = dense ] || method=spectron want=$low
+        "$trainer" --dry-run --ranks 64 --threads 1 --set model.preset="\"$preset\"" --set model.parameterization=$mode --set optimizer.method=$method job.toml >log
+        grep -q "^parameters  *$want\$" log || { cat log; fail "$preset $mode: not $want parameters"; }
+        for line in 'FLOPs per step' 'memory per rank' 'optimizer state' 'activations' 'all-reduce' 'all-gather'; do
+            grep -q "$line" log || { cat log; fail "$preset $mode: no '$line'"; }
+        done
+    done
+done <<END
+60M 60039680 47456768
+92M 91763840 67843200
+134M 134105856 93604608
+S 134105856 93604608
+150M 148264704 101013248
+220M 218854272 143225728
+325M 322479104 200909824
+500M 488295680 296930560
+M 488295680 296930560
+780M 777856512 453846528
+L 777856512 453846528
+835M 834485760 483474944
+1.4B 1364297728 780765184
+1.7B 1672603648 943187968
+2.7B 2701560320 1495173632
+END
+"$trainer" --dry-run --set model.rank_ratio=0.4 job.toml | grep -q 'down_proj.A.*costs more than its dense matrix' || fail "a pair dearer than its dense matrix is not named"
+[ ! -e runs ] || fail "a dry run made a folder"
+for file in "$source"/configs/*.toml; do
+    "$trainer" --dry-run "$file" >log || { cat log; fail "$file"; }
+done
+"$trainer" --help | grep -q 'Exit codes' || fail "--help"
+"$trainer" --version | grep -q '^spectron-dist [0-9]' || fail "--version"
+
+note "a terminal gets one live line, a log plain lines"
+make_data
+make_job job.toml run
+"$trainer" --threads 1 job.toml >plain.log 2>&1 || { cat plain.log; fail plain; }
+if grep -q "$(printf '\r')" plain.log; then fail "carriage returns in a log"; fi
+grep -q 'step 20/20  loss .* lr .* tokens/s .* of peak .* left' plain.log || { cat plain.log; fail "the last step's line"; }
+script -qec "'$trainer' --threads 1 --set run.output=run-live job.toml" live.log >/dev/null || { cat live.log; fail live; }
+grep -q "$(printf '\r')" live.log || { cat live.log; fail "no live line on a terminal"; }
