@@ -24,7 +24,7 @@ mark "1/5 packages"
 sh jobs/install-deps.sh
 
 mark "2/5 build"
-[ -f "$build/build.ninja" ] || meson setup "$build" --buildtype=release -Dwerror=false -Dtests=false >"$top/meson-setup.log" 2>&1 ||
+[ -f "$build/build.ninja" ] || meson setup "$build" --buildtype=release -Dwerror=false -Dtests=false -Dsentencepiece=enabled >"$top/meson-setup.log" 2>&1 ||
     { cat "$top/meson-setup.log"; exit 5; }
 rm -f "$top/meson-setup.log"
 ninja -C "$build" >/dev/null || { ninja -C "$build"; exit 5; }
@@ -47,13 +47,14 @@ launch() { mpirun -np 2 --oversubscribe --bind-to none "$trainer" --threads "$th
 mark "4/5 training"
 # A few steps tell the machine's speed, and so how many steps make the wanted time; written down, so that a resume has the same schedule.
 steps_file=$data/steps-$name
+[ -z "${SPT_QUICKSTART_STEPS:-}" ] || echo "$SPT_QUICKSTART_STEPS" >"$steps_file"
 if [ ! -f "$steps_file" ]; then
     trial=$(mktemp -d)
     trap 'rm -rf "$trial"' EXIT
     launch --set run.output="\"$trial/run\"" --set schedule.steps=6 --set validation.tokens=512 configs/quickstart.toml >"$trial/log" 2>&1 ||
         { cat "$trial/log"; exit 5; }
     "$spectron" report --no-picture "$trial/run" | awk -v seconds="$seconds" \
-        '$1 == "tokens/s:" { n = int(seconds * $2 / 4096); if (n < 20) n = 20; if (n > 4000) n = 4000; print n }' >"$steps_file.part"
+        '$1 == "tokens/s:" { n = int(seconds * $2 / 2048); if (n < 20) n = 20; if (n > 4000) n = 4000; print n }' >"$steps_file.part"
     [ -s "$steps_file.part" ] || { echo "quickstart.sh: the trial run reported no step time" >&2; exit 5; }
     mv "$steps_file.part" "$steps_file"
 fi
@@ -62,9 +63,12 @@ launch --resume --set run.output="\"$run\"" --set run.name="\"$name\"" --set sch
 
 mark "5/5 result"
 "$spectron" report "$run"
-"$spectron" baseline --train "$data/tokens/train-*.h5" --validation "$data/tokens/validation-*.h5"
+# yardsticks on the same validation text: an add-one bigram model of the training shards, and a compressor
+"$spectron" baseline --train "$data/tokens/train-*.h5" --validation "$data/tokens/validation-*.h5" >"$data/baseline"
+awk '{ value[$1] = $2 } END { printf "for comparison, add-one bigram model: loss %.4f, perplexity %.2f, %.4f bits per byte\n",
+    value["loss"], value["perplexity"], value["bits_per_byte"] }' "$data/baseline"
 "$spectron" inspect --text "$data/tokens/validation-00000.h5" >"$data/validation.txt"
 bytes=$(wc -c <"$data/validation.txt")
 packed=$(xz -9 -c "$data/validation.txt" | wc -c)
-awk -v p="$packed" -v b="$bytes" 'BEGIN { printf "xz -9 on the validation text: %.3f bits per byte\n", 8 * p / b }'
+awk -v p="$packed" -v b="$bytes" 'BEGIN { printf "for comparison, xz -9 on the validation text: %.4f bits per byte\n", 8 * p / b }'
 mark "done"

@@ -5,7 +5,7 @@ cd "$(dirname "$0")/.."
 build=${SPT_TEST_BUILD:-$PWD/build-test}
 sh jobs/install-deps.sh
 if [ ! -f "$build/build.ninja" ]; then
-    meson setup "$build" -Dred_zones=true
+    meson setup "$build" -Dred_zones=true -Dsentencepiece=enabled
 fi
 ninja -C "$build"
 status=0

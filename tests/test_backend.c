@@ -1,0 +1,127 @@
+/* Opening the backend: kinds, threads, precision, the description, profile and measured rate; workspace_bytes covers
+ * every op of a model. */
+#include "ops_fixture.h"
+
+#include "backend_cpu.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static spt_backend *open_cpu(spt_backend_kind kind, spt_precision precision, int threads, int local_ranks) {
+  spt_backend *backend = NULL;
+  OPS_OK(spt_backend_open(kind, precision, threads, local_ranks, &backend));
+  return backend;
+}
+
+static void test_open(void **state) {
+  (void)state;
+  spt_backend *backend = NULL;
+  assert_int_equal(spt_backend_open(SPT_BACKEND_CUDA, SPT_PRECISION_AUTO, 0, 1, &backend), SPT_ERR_USAGE);
+  assert_null(backend);
+  assert_non_null(strstr(spt_error_message(), "cuda"));
+  static const struct {
+    spt_precision precision;
+    int threads, local_ranks;
+  } cases[] = {{SPT_PRECISION_FP32, 3, 1},
+               {SPT_PRECISION_BF16, 1, 1},
+               {SPT_PRECISION_AUTO, 0, 1},
+               {SPT_PRECISION_AUTO, 0, 1 << 20}};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    backend = open_cpu(i % 2 ? SPT_BACKEND_CPU : SPT_BACKEND_AUTO, cases[i].precision, cases[i].threads,
+                       cases[i].local_ranks);
+    const bool bf16 = cases[i].precision == SPT_PRECISION_BF16 ||
+                      (cases[i].precision == SPT_PRECISION_AUTO && spt_gemm_native_bf16());
+    assert_int_equal(backend->act, bf16 ? SPT_BF16 : SPT_F32);
+    if (cases[i].threads) assert_int_equal(backend->threads, cases[i].threads);
+    assert_true(backend->threads >= 1);
+    if (cases[i].local_ranks > 1) assert_int_equal(backend->threads, 1);
+    assert_string_equal(backend->ops->name, "cpu");
+    assert_non_null(strstr(backend->description, bf16 ? "bf16" : "fp32"));
+    backend->ops->close(&backend);
+    assert_null(backend);
+    backend = NULL;
+  }
+}
+
+static void test_peak_and_profile(void **state) {
+  (void)state;
+  spt_backend *backend = open_cpu(SPT_BACKEND_CPU, SPT_PRECISION_FP32, 1, 1);
+  assert_true(backend->peak_flops == 0.0);
+  backend->profiling = true;
+  OPS_OK(spt_backend_measure_peak(backend));
+  assert_true(backend->peak_flops > 0.0);
+  assert_true(backend->profile.optimizer == 0.0); // the measurement does not count
+  void *memory;
+  OPS_OK(backend->ops->alloc(backend, 1 << 22, &memory));
+  assert_int_equal((uintptr_t)memory % 64, 0);
+  for (int i = 0; i < 1 << 22; i++) assert_int_equal(((unsigned char *)memory)[i], 0);
+  spt_control control = {0};
+  OPS_OK(backend->ops->gradient_stats(backend, 1 << 20, memory, &control));
+  assert_true(backend->profile.optimizer > 0.0 && backend->profile.gemm == 0.0);
+  backend->ops->free(backend, memory, 1 << 22);
+  backend->ops->close(&backend);
+}
+
+static void test_workspace(void **state) {
+  (void)state;
+  ops_fixture f = {.seed = ops_seed()};
+  for (int i = 0; i < 200; i++) {
+    spt_backend *backend =
+        open_cpu(SPT_BACKEND_CPU, i % 2 ? SPT_PRECISION_BF16 : SPT_PRECISION_FP32, (int)ops_draw(&f, 1, 4), 1);
+    const int64_t kv = ops_draw(&f, 1, 3), heads = kv * ops_draw(&f, 1, 3), d = 2 * ops_draw(&f, 4, 20),
+                  T = ops_draw(&f, 1, 700);
+    const spt_model_config model = {.hidden = heads * d,
+                                    .layers = 1,
+                                    .heads = heads,
+                                    .kv_heads = kv,
+                                    .ffn = ops_draw(&f, 8, 900),
+                                    .vocab = ops_draw(&f, 2, 9000),
+                                    .seq_len = T,
+                                    .parameterization = (spt_parameterization)(i % 3),
+                                    .rank_ratio = 0.3};
+    const int64_t tokens = T * ops_draw(&f, 1, 3),
+                  r = i % 3 == SPT_LOW_RANK ? spt_factor_rank(0.3, model.hidden, model.hidden) : 0;
+    const int64_t r_kv = i % 3 == SPT_LOW_RANK ? spt_factor_rank(0.3, kv * d, model.hidden) : 0;
+    const int64_t r_up = i % 3 == SPT_DENSE ? 0 : spt_factor_rank(0.3, model.ffn, model.hidden),
+                  r_down = i % 3 == SPT_DENSE ? 0 : spt_factor_rank(0.3, model.hidden, model.ffn);
+    const spt_group_desc groups[] = {{.count = 3,
+                                      .in_dim = model.hidden,
+                                      .out_dim = {model.hidden, kv * d, kv * d},
+                                      .factor_rank = {r, r_kv, r_kv},
+                                      .prologue = SPT_PROLOGUE_RMSNORM,
+                                      .epilogue = SPT_EPILOGUE_ROPE},
+                                     {.count = 1,
+                                      .in_dim = model.hidden,
+                                      .out_dim = {model.hidden},
+                                      .factor_rank = {r},
+                                      .epilogue = SPT_EPILOGUE_RESIDUAL},
+                                     {.count = 2,
+                                      .in_dim = model.hidden,
+                                      .out_dim = {model.ffn, model.ffn},
+                                      .factor_rank = {r_up, r_up},
+                                      .prologue = SPT_PROLOGUE_RMSNORM},
+                                     {.count = 1,
+                                      .in_dim = model.ffn,
+                                      .out_dim = {model.hidden},
+                                      .factor_rank = {r_down},
+                                      .prologue = SPT_PROLOGUE_SWIGLU,
+                                      .epilogue = SPT_EPILOGUE_RESIDUAL}};
+    for (int train = 0; train < 2; train++) {
+      const size_t bytes = backend->ops->workspace_bytes(backend, &model, tokens, train);
+      const spt_cpu *cpu = (const spt_cpu *)backend;
+      for (int g = 0; g < 4; g++) // a shorter pass too: its blocks are smaller, but not fewer per token
+        for (int64_t part = T; part <= tokens; part += T)
+          assert_true(spt_cpu_group_workspace(cpu, &groups[g], part, train) <= bytes);
+      for (int64_t part = T; part <= tokens; part += T)
+        assert_true(spt_cpu_head_workspace(cpu, part, model.hidden, model.vocab, train) <= bytes);
+      assert_true(spt_cpu_attention_workspace(cpu, T, d, train) <= bytes);
+    }
+    backend->ops->close(&backend);
+  }
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_open), cmocka_unit_test(test_peak_and_profile),
+                                     cmocka_unit_test(test_workspace)};
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}
