@@ -111,6 +111,9 @@ static spt_status train_step(trainer *t, trainer_step *step) {
   SPT_TRY(spt_data_parallel_gather(t->data_parallel));
   const double gathered = trainer_now();
   SPT_TRY(spt_model_refresh(t->model));
+#ifdef SPT_RED_ZONES
+  SPT_TRY(spt_model_check(t->model));
+#endif
 
   t->step++;
   t->tokens += trainer_tokens_per_step(&t->config);

@@ -41,7 +41,7 @@ static void print_flops(const spt_config *config, const spt_flops *flops) {
 /* The largest share over the ranks, which is what a node must have. */
 static void print_memory(const spt_config *config, const spt_params *params, const spt_shard_plan *plan,
                          spt_backend *backend, const spt_model_memory *model, int ranks) {
-  size_t state = 0, workspace = 0, snapshot = 0;
+  size_t state = 0, workspace = 0, snapshot = 0, staging = 0;
   for (int rank = 0; rank < ranks; rank++) {
     size_t own_state, own_workspace;
     spt_optimizer_measure(&config->optimizer, params, &plan->shares[rank], backend->act, &own_state, &own_workspace);
@@ -49,10 +49,13 @@ static void print_memory(const spt_config *config, const spt_params *params, con
     if (own_workspace > workspace) workspace = own_workspace;
     const size_t own_snapshot = own_state + (size_t)plan->elements[rank] * sizeof(float);
     if (own_snapshot > snapshot) snapshot = own_snapshot;
+    // a reduce-scatter receives the own runs beside the buckets
+    const size_t own_runs = (size_t)plan->elements[rank] * sizeof(float);
+    if (ranks > 1 && config->dist.reduction == SPT_REDUCTION_REDUCE_SCATTER && own_runs > staging) staging = own_runs;
   }
   const size_t slab = (size_t)plan->layout.elements * sizeof(float);
-  const size_t total =
-      2 * slab + state + workspace + snapshot + model->compute_weights + model->activations + model->workspace;
+  const size_t total = 2 * slab + state + workspace + snapshot + staging + model->compute_weights + model->activations +
+                       model->workspace;
   printf("memory per rank     %11.1f MiB  (the largest of %d rank%s, micro-batch %lld)\n", mib(total), ranks,
          ranks == 1 ? "" : "s", (long long)config->batch.micro);
   printf("  parameters        %11.1f MiB\n  gradients         %11.1f MiB\n", mib(slab), mib(slab));
@@ -60,6 +63,7 @@ static void print_memory(const spt_config *config, const spt_params *params, con
   printf("  activations       %11.1f MiB\n  workspace         %11.1f MiB\n", mib(model->activations),
          mib(model->workspace + workspace));
   printf("  snapshot of a save%11.1f MiB\n", mib(snapshot));
+  if (staging) printf("  reduce-scatter    %11.1f MiB\n", mib(staging));
 }
 
 static void print_distribution(const spt_config *config, const spt_shard_plan *plan, int ranks) {

@@ -118,7 +118,7 @@ static spt_status init_pairs(trainer *t) {
   return failed == SPT_OK ? SPT_OK : SPT_FAIL(failed, "%s", message);
 }
 
-/* With method adamw a pair's factors are cut over ranks, so their values are summed from zeros instead of gathered. */
+/* With method adamw a pair's factors are cut over ranks, while one rank decomposed them: it sends them whole. */
 static spt_status share_pairs(trainer *t) {
   if (spt_method_uses_pairs(t->config.optimizer.method) || t->comm->size == 1) return SPT_OK;
   for (int i = 0; i < t->params->pair_count; i++) {
@@ -163,6 +163,21 @@ static void visit_change(void *context, const char *key, const char *before, con
   }
 }
 
+/* Going on from an older checkpoint than the folder's newest would leave two histories in one folder. */
+static spt_status refuse_newer(const trainer *t, int64_t step) {
+  char newest[SPT_PATH_MAX], best[SPT_PATH_MAX];
+  spt_checkpoint *checkpoint = NULL;
+  SPT_TRY(spt_run_folder_find(t->config.run.output, newest, best));
+  if (!newest[0] || spt_checkpoint_open(newest, &checkpoint) != SPT_OK)
+    return SPT_OK; // none, or damaged: it may be replaced
+  const int64_t newest_step = spt_checkpoint_header_of(checkpoint)->step;
+  spt_checkpoint_close(&checkpoint);
+  if (newest_step <= step) return SPT_OK;
+  return SPT_FAIL(SPT_ERR_USAGE,
+                  "--resume=%s is at step %lld, but %s is newer: give another run.output, or move the newer one away",
+                  t->options.resume_path, (long long)step, newest);
+}
+
 /* Rank 0: the checkpoint to go on from (NULL: none), compared with this job and its data. */
 static spt_status find_checkpoint(trainer *t, spt_checkpoint **checkpoint_p) {
   char warning[1024] = "";
@@ -178,6 +193,7 @@ static spt_status find_checkpoint(trainer *t, spt_checkpoint **checkpoint_p) {
     return SPT_OK;
   }
   const spt_checkpoint_header *header = spt_checkpoint_header_of(*checkpoint_p);
+  if (t->options.resume_path) SPT_TRY(refuse_newer(t, header->step));
   static spt_config before; // large
   SPT_TRY(spt_job_parse(spt_checkpoint_job(*checkpoint_p), "the checkpoint's job", ".", NULL, 0, &before));
   change_list changes = {t->options.resume_path ? t->options.resume_path : t->config.run.output, SPT_OK};

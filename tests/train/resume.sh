@@ -50,6 +50,9 @@ note "what a resume may change"
 expect 2 'optimizer.lr' mpi 2 --resume --set run.output=run-half --set optimizer.lr=0.5 job.toml
 expect 2 'model.layers' mpi 2 --resume --set run.output=run-half --set model.layers=3 job.toml
 expect 2 'checkpoint' mpi 2 --set run.output=run-half job.toml
+expect 2 'newer' mpi 2 --resume=run-whole/checkpoints/step-00000010.h5 --set run.output=run-half job.toml
+mpi 1 --resume=run-whole/checkpoints/step-00000010.h5 --set run.output=run-named job.toml >log 2>&1 || { cat log; fail "resume by name"; }
+"$compare" run-whole/$last run-named/$last 1e-3
 mpi 2 --resume --set run.output=run-half --set schedule.steps=22 job.toml >log 2>&1 || { cat log; fail "more steps"; }
 grep -q 'schedule.steps was 20, now 22' log || { cat log; fail "the change is not printed"; }
 mpi 2 --resume --set run.output=run-fresh --set schedule.steps=2 job.toml >log 2>&1 || { cat log; fail "resume starts fresh"; }
