@@ -64,7 +64,7 @@ static spt_status open_slabs(trainer *t) {
 static spt_status open_compute(trainer *t) {
   const spt_config *config = &t->config;
   SPT_TRY(spt_backend_open(config->device.backend, config->device.precision, (int)config->device.threads,
-                           t->comm->local_size, &t->backend));
+                           t->comm->cpu_sharers, &t->backend));
   t->backend->profiling = t->options.profile;
   SPT_TRY(spt_backend_measure_peak(t->backend));
   SPT_TRY(spt_params_open(&config->model, &t->params));

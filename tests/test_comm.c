@@ -71,6 +71,7 @@ static void test_place(void **state) {
   assert_in_range(test_comm->rank, 0, test_comm->size - 1);
   assert_in_range(test_comm->local_size, 1, test_comm->size);
   assert_in_range(test_comm->local_rank, 0, test_comm->local_size - 1);
+  assert_int_equal(test_comm->cpu_sharers, test_comm->local_size); // mpi_run.sh binds nobody
   assert_true(strlen(test_comm->host) > 0);
   double sums[2] = {1, test_comm->rank};
   mpi_test_ok(test_comm->ops->reduce_double(test_comm, sums, 2, SPT_REDUCE_SUM));

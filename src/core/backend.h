@@ -209,7 +209,7 @@ struct spt_backend {
 };
 
 /* Opens the backend `kind`; AUTO takes CUDA where built and present, else CPU. precision AUTO and threads 0 are resolved as the design's
- * "The job file" says (threads: allowed CPUs over local_ranks, at least 1). Defined in kernels/backend.c. The caller closes it by ops->close. */
+ * "The job file" says (threads: allowed CPUs over local_ranks, at least 1; local_ranks: those that share the CPUs). Defined in kernels/backend.c. The caller closes it by ops->close. */
 spt_status spt_backend_open(spt_backend_kind kind, spt_precision precision, int threads, int local_ranks, spt_backend **backend_p);
 /* Measures the rate of a large matrix product in `act` (about 0.1 s) into peak_flops. */
 spt_status spt_backend_measure_peak(spt_backend *backend);

@@ -48,6 +48,7 @@ struct spt_comm {
   const spt_comm_ops *ops;
   int rank, size;
   int local_rank, local_size; /* on this node */
+  int cpu_sharers; /* ranks of this node, itself included, whose allowed CPUs meet this rank's: 1 when bound apart */
   bool threaded;              /* MPI_THREAD_MULTIPLE: send/receive may run on a second thread */
   char host[64];
   spt_comm_counter counters[SPT_COLLECTIVE_KINDS];

@@ -5,6 +5,7 @@
 
 #include <limits.h>
 #include <mpi.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -339,6 +340,25 @@ static spt_status initialise(int *argc_p, char ***argv_p, mpi_comm *comm) {
   return SPT_OK;
 }
 
+/* Launchers bind ranks to CPUs of their own, or not at all: only ranks with common CPUs share them. Collective over the
+ * node. */
+static spt_status count_sharers(MPI_Comm node, spt_comm *base) {
+  cpu_set_t own, *all = malloc((size_t)base->local_size * sizeof *all);
+  if (!all) return SPT_FAIL(SPT_ERR_RESOURCE, "communicator: out of memory");
+  if (sched_getaffinity(0, sizeof own, &own) != 0)
+    memset(&own, 0xff, sizeof own); // more CPUs than the set holds: shared by all
+  const int code = MPI_Allgather(&own, sizeof own, MPI_BYTE, all, sizeof own, MPI_BYTE, node);
+  base->cpu_sharers = 0;
+  for (int i = 0; code == MPI_SUCCESS && i < base->local_size; i++) {
+    cpu_set_t common;
+    CPU_AND(&common, &own, &all[i]);
+    if (CPU_COUNT(&common) > 0) base->cpu_sharers++;
+  }
+  free(all);
+  if (code != MPI_SUCCESS || base->cpu_sharers < 1) base->cpu_sharers = base->local_size;
+  return SPT_OK;
+}
+
 static spt_status find_place(spt_comm *base) {
   char host[MPI_MAX_PROCESSOR_NAME] = "";
   int length = 0;
@@ -350,6 +370,7 @@ static spt_status find_place(spt_comm *base) {
   MPI_TRY(MPI_Comm_split_type, MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node);
   MPI_TRY(MPI_Comm_rank, node, &base->local_rank);
   MPI_TRY(MPI_Comm_size, node, &base->local_size);
+  SPT_TRY(count_sharers(node, base));
   MPI_TRY(MPI_Comm_free, &node);
   return SPT_OK;
 }

@@ -86,7 +86,7 @@ spt_status spt_comm_self_open(spt_comm **comm_p) {
   spt_comm *comm = calloc(1, sizeof *comm);
   if (!comm) return SPT_FAIL(SPT_ERR_RESOURCE, "communicator: out of memory");
   comm->ops = &self_ops;
-  comm->size = comm->local_size = 1;
+  comm->size = comm->local_size = comm->cpu_sharers = 1;
   comm->threaded = true;
   if (gethostname(comm->host, sizeof comm->host - 1) != 0) comm->host[0] = '\0';
   *comm_p = comm;
