@@ -272,8 +272,8 @@ static void scale_matrix(int64_t m, int64_t n, float beta, void *c, int64_t ldc,
                 dtype == SPT_BF16);
 }
 
-/* oneDNN 3.7 takes a vector that lies with a stride for a dense one on AVX-512: a C of one column, an A of one row that is
- * transposed. Such products are small; these loops do them. */
+/* On AVX-512, oneDNN 3.7 takes a vector that lies with a stride for a dense one: a C of one column, a transposed A of
+ * one row. Such products are small; these loops do them. */
 static bool mistaken(int64_t m, int64_t n, spt_operand a, int64_t ldc) {
   return DNNL_VERSION_MAJOR >= 3 && ((n == 1 && ldc > 1) || (m == 1 && a.transposed && a.ld > 1));
 }
@@ -282,13 +282,13 @@ static double element(spt_operand x, int64_t row, int64_t column) {
 }
 static void multiply_vectors(int64_t m, int64_t n, int64_t k, float alpha, spt_operand a, spt_operand b, float beta,
                              void *c, int64_t ldc, spt_dtype c_dtype) {
-  scale_matrix(m, n, beta, c, ldc, c_dtype);
+  const bool narrow = c_dtype == SPT_BF16;
   for (int64_t i = 0; i < m; i++)
     for (int64_t j = 0; j < n; j++) {
       double sum = 0.0;
       for (int64_t l = 0; l < k; l++) sum += element(a, i, l) * element(b, l, j);
-      const bool narrow = c_dtype == SPT_BF16;
-      spt_store(c, i * ldc + j, spt_load(c, i * ldc + j, narrow) + alpha * (float)sum, narrow);
+      const float start = beta == 0.0f ? 0.0f : beta * spt_load(c, i * ldc + j, narrow);
+      spt_store(c, i * ldc + j, start + alpha * (float)sum, narrow);
     }
 }
 

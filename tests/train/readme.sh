@@ -19,7 +19,8 @@ sed -i 's|^train = .*|train = "../data/mine/train-*.h5"|; s|^validation = .*|val
         s|^steps = .*|steps = 3|; s|^seq_len = .*|seq_len = 64|; s|^layers = .*|layers = 1|; s|^hidden = .*|hidden = 64|; s|^vocab = .*|vocab = 600|' configs/my-job.toml
 END
 sed -i 's/--train-vocab 4096/--train-vocab 600/' commands.sh
-export OMPI_MCA_rmaps_base_oversubscribe=1 OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_rmaps_base_oversubscribe=1 PRTE_MCA_rmaps_default_mapping_policy=:oversubscribe # Open MPI 4, 5
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 sh -eu commands.sh >log 2>&1 || { cat commands.sh log; fail "README's first own job"; }
 grep -q 'parameters  *[0-9]' log || { cat log; fail "no dry run"; }
 grep -q 'validation loss' log || { cat log; fail "no report"; }
