@@ -90,6 +90,16 @@ static void add_overlap(trainer *t) {
   t->overlap.gather_seconds += last->gather_seconds;
 }
 
+/* A failure where the other ranks already wait in a collective: this rank words it and ends the job. */
+static spt_status abort_on_failure(trainer *t, spt_status status, const char *phase) {
+  if (status == SPT_OK || t->comm->size == 1) return status;
+  fprintf(stderr, "spectron-dist: rank %d (%s), step %lld, %s: %s\n", t->comm->rank, t->comm->host,
+          (long long)t->step + 1, phase, spt_error_message());
+  fflush(stderr);
+  t->comm->ops->abort(t->comm, (int)status);
+  return status;
+}
+
 /* Prefetched tokens → forward → backward → reduction → sharded update → gather. */
 static spt_status train_step(trainer *t, trainer_step *step) {
   const double start = trainer_now(), waited = spt_prefetch_wait_seconds(t->prefetch);
@@ -98,7 +108,7 @@ static spt_status train_step(trainer *t, trainer_step *step) {
   spt_status status = accumulate_gradients(t, &loss_sum);
   const double data_wait = spt_prefetch_wait_seconds(t->prefetch) - waited;
   const double computed = trainer_now();
-  SPT_TRY(spt_data_parallel_reduce_finish(t->data_parallel));
+  SPT_TRY(abort_on_failure(t, spt_data_parallel_reduce_finish(t->data_parallel), "gradient reduction"));
   const double reduced = trainer_now();
 
   spt_control control = {.clip = 1, .apply = 1};
@@ -106,13 +116,13 @@ static spt_status train_step(trainer *t, trainer_step *step) {
   SPT_TRY(decide(t, status, loss_sum, data_wait, &control, step));
   const double factor = spt_schedule_factor(&t->config.schedule, t->step);
   step->lr = factor * t->config.optimizer.lr;
-  SPT_TRY(spt_optimizer_step(t->optimizer, factor, &control));
+  SPT_TRY(abort_on_failure(t, spt_optimizer_step(t->optimizer, factor, &control), "optimizer"));
   const double updated = trainer_now();
-  SPT_TRY(spt_data_parallel_gather(t->data_parallel));
+  SPT_TRY(abort_on_failure(t, spt_data_parallel_gather(t->data_parallel), "parameter gather"));
   const double gathered = trainer_now();
-  SPT_TRY(spt_model_refresh(t->model));
+  SPT_TRY(abort_on_failure(t, spt_model_refresh(t->model), "compute copy"));
 #ifdef SPT_RED_ZONES
-  SPT_TRY(spt_model_check(t->model));
+  SPT_TRY(abort_on_failure(t, trainer_check_red_zones(t), "red zones"));
 #endif
 
   t->step++;
@@ -120,7 +130,8 @@ static spt_status train_step(trainer *t, trainer_step *step) {
   t->times.data_wait += data_wait;
   t->times.model += computed - start - data_wait;
   t->times.reduce_wait += reduced - computed;
-  t->times.optimizer += updated - reduced;
+  step->optimizer_seconds = updated - reduced;
+  t->times.optimizer += step->optimizer_seconds;
   t->times.gather += gathered - updated;
   t->times.refresh += trainer_now() - gathered;
   step->seconds = trainer_now() - start;
@@ -131,22 +142,28 @@ static spt_status train_step(trainer *t, trainer_step *step) {
 
 /* ---- between steps ---- */
 
+/* Stops after too many skipped steps in a row, and at once when the last step was one: nothing of it is saved. */
 static spt_status check_divergence(trainer *t, const trainer_step *step) {
   t->skipped_in_a_row = step->applied ? 0 : t->skipped_in_a_row + 1;
   if (t->skipped_in_a_row > 0 && t->comm->rank == 0)
     trainer_progress_event("step %lld: gradients or loss are not finite, the update is skipped (%d in a row)",
                            (long long)t->step, t->skipped_in_a_row);
-  if (t->skipped_in_a_row < SKIPPED_STEPS_MAX) return SPT_OK;
-  return SPT_FAIL(
-      SPT_ERR_DIVERGED,
-      "training diverged: %d steps in a row up to step %lld had non-finite gradients; the last checkpoint is intact, "
-      "resume it with a smaller optimizer.lr in a new run (--init-from)",
-      SKIPPED_STEPS_MAX, (long long)t->step);
+  const bool last = t->step == t->config.schedule.steps;
+  if (t->skipped_in_a_row == 0 || (t->skipped_in_a_row < SKIPPED_STEPS_MAX && !last)) return SPT_OK;
+  return SPT_FAIL(SPT_ERR_DIVERGED,
+                  "training diverged: no finite gradients for %d step%s up to step %lld, nothing is saved since; start "
+                  "again with a smaller "
+                  "optimizer.lr in a new run%s",
+                  t->skipped_in_a_row, t->skipped_in_a_row == 1 ? "" : "s", (long long)t->step,
+                  t->has_checkpoint ? ", from a checkpoint of this one (--init-from) if you like" : "");
 }
 
-static spt_status validate(trainer *t, bool *best_p) {
+/* *validated_p is false when a stop was asked for meanwhile: the validation is then abandoned. */
+static spt_status validate(trainer *t, bool *validated_p, bool *best_p) {
   double loss;
-  SPT_TRY(trainer_validate(t, &loss));
+  SPT_TRY(trainer_validate(t, &stop_requested, &loss, validated_p));
+  t->stop_in_validation = !*validated_p;
+  if (!*validated_p) return SPT_OK;
   *best_p = isfinite(loss) && !(loss >= t->best_validation_loss); // true for the first, when best is NAN
   if (*best_p) t->best_validation_loss = loss;
   t->last_validation_loss = loss;
@@ -179,6 +196,7 @@ static spt_status record(trainer *t, const trainer_step *step, bool validated) {
                                    .model_flops_per_second = rate * t->flops.train_per_token,
                                    .reduce_wait_seconds = overlap->wait_seconds,
                                    .gather_seconds = overlap->gather_seconds,
+                                   .optimizer_seconds = step->optimizer_seconds,
                                    .reduce_bytes = reduce.bytes,
                                    .reduce_messages = reduce.messages,
                                    .gather_bytes = traffic[SPT_COLLECTIVE_ALL_GATHER].bytes,
@@ -195,19 +213,28 @@ static bool is_due(int64_t every, int64_t step) {
   return every > 0 && step % every == 0;
 }
 
-/* Validation precedes a due save; a new best forces one; the last step is always saved. */
+/* A save is put off while updates are skipped, and until the parameters have proved themselves finite in a validation
+ * or by their own values: a poisoned state never takes the place of a good one. Validation precedes a due save; a new
+ * best forces one; the last step is always saved; a stop waits for no validation. */
 static spt_status after_step(trainer *t, const trainer_step *step) {
   const spt_config *config = &t->config;
   const bool last = t->step == config->schedule.steps;
-  const bool validated = t->validation && (last || is_due(config->validation.every, t->step));
-  bool best = false;
+  bool validated = false, best = false;
   SPT_TRY(check_divergence(t, step));
-  if (validated) SPT_TRY(validate(t, &best));
+  if (t->validation && t->skipped_in_a_row == 0 && (last || (!step->stop && is_due(config->validation.every, t->step))))
+    SPT_TRY(validate(t, &validated, &best));
   if (validated || last || is_due(config->metrics.every, t->step))
     SPT_TRY(spt_comm_agree(t->comm, record(t, step, validated), NULL));
-  if (last || best || step->stop || step->save_due || is_due(config->checkpoint.every, t->step)) {
-    if (t->skipped_in_a_row == 0 || step->stop || last) SPT_TRY(trainer_save(t, best));
-  } else if (step->saves_idle && t->pending_path[0]) {
+  const bool stop = step->stop || t->stop_in_validation;
+  t->save_pending |= last || best || stop || step->save_due || is_due(config->checkpoint.every, t->step);
+  if (t->save_pending && t->skipped_in_a_row == 0) {
+    SPT_TRY(trainer_save(t, best));
+    t->save_pending = false;
+  } else if (stop && t->comm->rank == 0) {
+    trainer_progress_event(
+        "step %lld: stopped while updates are skipped; not saved, a resume goes on from the last checkpoint",
+        (long long)t->step);
+  } else if (step->saves_idle && t->pending_path[0] && t->skipped_in_a_row == 0) {
     SPT_TRY(trainer_finish_save(t));
   }
   if (t->comm->rank == 0) trainer_progress_step(t, step);
@@ -216,13 +243,15 @@ static spt_status after_step(trainer *t, const trainer_step *step) {
 
 static spt_status train(trainer *t) {
   trainer_step step = {0};
-  while (t->step < t->config.schedule.steps && !step.stop) {
+  bool stop = false;
+  while (t->step < t->config.schedule.steps && !stop) {
     SPT_TRY(train_step(t, &step));
     SPT_TRY(after_step(t, &step));
+    stop = step.stop || t->stop_in_validation;
   }
   SPT_TRY(trainer_finish_save(t));
-  if (t->comm->rank == 0) SPT_TRY(spt_metrics_write_hdf5(t->metrics));
-  return step.stop && t->step < t->config.schedule.steps ? SPT_STOPPED : SPT_OK;
+  SPT_TRY(spt_comm_agree(t->comm, t->comm->rank == 0 ? spt_metrics_write_hdf5(t->metrics) : SPT_OK, NULL));
+  return stop && t->step < t->config.schedule.steps ? SPT_STOPPED : SPT_OK;
 }
 
 /* ---- the program ---- */
@@ -233,6 +262,7 @@ static spt_status load_job(trainer *t) {
   if (t->comm->rank == 0) status = spt_job_load(t->options.job, t->options.sets, t->options.set_count, &t->config);
   SPT_TRY(spt_comm_agree(t->comm, status, NULL));
   SPT_TRY(t->comm->ops->broadcast(t->comm, &t->config, sizeof t->config, 0));
+  t->asked_micro = t->config.batch.micro;
   return spt_config_check_ranks(&t->config, t->comm->size);
 }
 

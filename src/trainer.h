@@ -13,6 +13,8 @@
 #include "io/prefetch.h"
 #include "io/run_folder.h"
 
+#include <signal.h>
+
 enum { TRAINER_SETS_MAX = 64 };
 
 /* The command line. */
@@ -36,8 +38,9 @@ typedef struct trainer_times {
 typedef struct trainer_step {
   double loss, grad_norm, lr;
   double seconds, data_wait_seconds; /* of the slowest rank */
-  bool applied;                      /* false: gradients were not finite, the update was skipped */
-  bool stop, save_due, saves_idle;   /* a signal on any rank; rank 0's clock; no save under way anywhere */
+  double optimizer_seconds;
+  bool applied;                    /* false: gradients were not finite, the update was skipped */
+  bool stop, save_due, saves_idle; /* a signal on any rank; rank 0's clock; no save under way anywhere */
 } trainer_step;
 
 typedef struct trainer {
@@ -64,7 +67,8 @@ typedef struct trainer {
   int32_t *validation_tokens;
 
   int64_t step, tokens; /* completed */
-  int64_t last_saved;
+  int64_t asked_micro;  /* batch.micro of the job; config has the chosen one */
+  bool save_pending, stop_in_validation, has_checkpoint, new_validation_set;
   double best_validation_loss; /* NAN: none yet */
   double last_validation_loss, last_bits_per_byte;
   int skipped_in_a_row;
@@ -98,13 +102,22 @@ spt_status trainer_list_items(trainer *t);
 /* Resumes from the newest intact (or the named) checkpoint, or starts fresh where there is none; or initialises; or
  * --init-from. Collective. */
 spt_status trainer_load_state(trainer *t);
-/* Starts a save of the present step. Collective. */
+/* The job as a job file, as it was asked for; malloc'ed. */
+char *trainer_job_text(const trainer *t);
+/* Starts a save of the present step; SPT_ERR_DIVERGED instead when a parameter is not finite. Collective. */
 spt_status trainer_save(trainer *t, bool best);
 /* Ends the save under way: waits, then tidies the folder. Collective. */
 spt_status trainer_finish_save(trainer *t);
 
-/* trainer_validate.c: mean loss per token on the held-out windows, computed by all ranks. Collective. */
-spt_status trainer_validate(trainer *t, double *loss_p);
+/* trainer_validate.c: mean loss per token on the held-out windows, computed by all ranks. Abandoned (*done_p false) as
+ * soon as *stop is set on any rank. Collective. */
+spt_status trainer_validate(trainer *t, const volatile sig_atomic_t *stop, double *loss_p, bool *done_p);
+
+/* trainer_check.c */
+/* The masters this rank owns are finite. Collective: all ranks get the same answer. */
+spt_status trainer_parameters_finite(trainer *t, bool *finite_p);
+/* In red-zone builds: nothing was written between tensors. Local. */
+spt_status trainer_check_red_zones(const trainer *t);
 
 /* trainer_progress.c, rank 0: a live line on a terminal, plain lines in a log. */
 void trainer_progress_open(const trainer *t);
@@ -112,7 +125,8 @@ void trainer_progress_step(const trainer *t, const trainer_step *step);
 void trainer_progress_event(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void trainer_progress_close(const trainer *t);
 
-/* trainer_profile.c: where the time went, what each rank read and holds, what the messages were; printed by rank 0. Collective. */
+/* trainer_profile.c: where the time went, what each rank read and holds, what the messages were; printed by rank 0.
+ * Collective. */
 spt_status trainer_print_profile(const trainer *t);
 
 #endif

@@ -92,7 +92,7 @@ static spt_status open_folder(trainer *t) {
 
 static spt_status open_records(trainer *t) {
   if (t->comm->rank != 0) return SPT_OK;
-  char *job = spt_job_print(&t->config);
+  char *job = trainer_job_text(t);
   if (!job) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory writing the job file");
   const spt_status status = spt_run_folder_write_job(t->folder, job);
   free(job);
@@ -122,7 +122,6 @@ spt_status trainer_open(trainer *t) {
   const spt_config *config = &t->config;
   t->started = t->last_save_at = trainer_now();
   t->best_validation_loss = t->last_validation_loss = t->last_bits_per_byte = NAN;
-  t->last_saved = -1;
   PHASE(open_folder(t));
   PHASE(open_data(t));
   PHASE(open_compute(t));

@@ -12,7 +12,8 @@ void trainer_print_help(void) {
        "\n"
        "  --resume[=PATH]       go on from the newest intact checkpoint of the output folder (or from PATH);\n"
        "                        starts fresh where there is none\n"
-       "  --init-from CKPT      start a new run from a checkpoint's parameters\n"
+       "  --init-from CKPT      start a new run from a checkpoint's parameters; with --resume, only where\n"
+       "                        there is nothing to resume\n"
        "  --set TABLE.KEY=VALUE override a key of the job file; may be repeated\n"
        "  --dry-run [--ranks N] print parameters, FLOPs per step and memory per rank, and stop\n"
        "  --backend cpu|cuda    as --set device.backend=…\n"
@@ -90,8 +91,6 @@ spt_status trainer_options_parse(int argc, char **argv, trainer_options *options
   if (optind == argc) return SPT_FAIL(SPT_ERR_USAGE, "no job file given; usage: spectron-dist [OPTION]... JOB.toml");
   if (optind + 1 < argc)
     return SPT_FAIL(SPT_ERR_USAGE, "more than one job file: %s and %s", argv[optind], argv[optind + 1]);
-  if (options_p->resume && options_p->init_from)
-    return SPT_FAIL(SPT_ERR_USAGE, "--resume goes on with a run, --init-from starts a new one: give one of them");
   options_p->job = argv[optind];
   return SPT_OK;
 }

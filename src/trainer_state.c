@@ -148,10 +148,12 @@ static spt_status init_parameters(trainer *t) {
 typedef struct change_list {
   const char *path;
   spt_status status;
+  bool validation; // another validation set: losses cannot be compared with the best so far
 } change_list;
 
 static void visit_change(void *context, const char *key, const char *before, const char *after, spt_job_change change) {
   change_list *changes = context;
+  if (strcmp(key, "data.validation") == 0 || strcmp(key, "validation.tokens") == 0) changes->validation = true;
   if (change == SPT_JOB_SAFE) {
     trainer_progress_event("resume: %s was %s, now %s", key, before, after);
   } else if (changes->status == SPT_OK) {
@@ -165,17 +167,17 @@ static void visit_change(void *context, const char *key, const char *before, con
 
 /* Going on from an older checkpoint than the folder's newest would leave two histories in one folder. */
 static spt_status refuse_newer(const trainer *t, int64_t step) {
-  char newest[SPT_PATH_MAX], best[SPT_PATH_MAX];
-  spt_checkpoint *checkpoint = NULL;
-  SPT_TRY(spt_run_folder_find(t->config.run.output, newest, best));
-  if (!newest[0] || spt_checkpoint_open(newest, &checkpoint) != SPT_OK)
-    return SPT_OK; // none, or damaged: it may be replaced
-  const int64_t newest_step = spt_checkpoint_header_of(checkpoint)->step;
-  spt_checkpoint_close(&checkpoint);
+  spt_checkpoint *newest = NULL;
+  const spt_status found = spt_run_folder_newest(t->folder, &newest, NULL, 0);
+  if (found == SPT_ERR_DATA || !newest) return SPT_OK; // none is intact: they may be replaced
+  SPT_TRY(found);
+  const int64_t newest_step = spt_checkpoint_header_of(newest)->step;
+  spt_checkpoint_close(&newest);
   if (newest_step <= step) return SPT_OK;
-  return SPT_FAIL(SPT_ERR_USAGE,
-                  "--resume=%s is at step %lld, but %s is newer: give another run.output, or move the newer one away",
-                  t->options.resume_path, (long long)step, newest);
+  return SPT_FAIL(
+      SPT_ERR_USAGE,
+      "--resume=%s is at step %lld, but %s holds step %lld: give another run.output, or move the newer ones away",
+      t->options.resume_path, (long long)step, t->config.run.output, (long long)newest_step);
 }
 
 /* Rank 0: the checkpoint to go on from (NULL: none), compared with this job and its data. */
@@ -196,9 +198,13 @@ static spt_status find_checkpoint(trainer *t, spt_checkpoint **checkpoint_p) {
   if (t->options.resume_path) SPT_TRY(refuse_newer(t, header->step));
   static spt_config before; // large
   SPT_TRY(spt_job_parse(spt_checkpoint_job(*checkpoint_p), "the checkpoint's job", ".", NULL, 0, &before));
-  change_list changes = {t->options.resume_path ? t->options.resume_path : t->config.run.output, SPT_OK};
-  spt_job_compare(&before, &t->config, visit_change, &changes);
+  change_list changes = {t->options.resume_path ? t->options.resume_path : t->config.run.output, SPT_OK, false};
+  static spt_config asked; // as the checkpoint's job was written: without the chosen micro-batch
+  asked = t->config;
+  asked.batch.micro = t->asked_micro;
+  spt_job_compare(&before, &asked, visit_change, &changes);
   SPT_TRY(changes.status);
+  t->new_validation_set = changes.validation;
   if (strcmp(header->data_fingerprint, t->fingerprint) != 0)
     return SPT_FAIL(SPT_ERR_DATA,
                     "[data] train has other content (fingerprint %s) than the checkpoint was trained on (%s): restore "
@@ -238,27 +244,58 @@ static spt_status resume(trainer *t, spt_checkpoint *checkpoint) {
   spt_optimizer_set_applied(t->optimizer, header.applied_updates);
   t->step = header.step;
   t->tokens = header.tokens;
-  t->last_saved = header.step;
   t->best_validation_loss = header.best_validation_loss;
+  t->has_checkpoint = true;
+  if (t->comm->rank == 0) {
+    const spt_status repaired = spt_run_folder_repair_best(t->folder, header.best_validation_loss);
+    if (repaired != SPT_OK) trainer_progress_event("resume: best.h5 is not restored: %s", spt_error_message());
+  }
+  SPT_TRY(t->comm->ops->broadcast(t->comm, &t->new_validation_set, sizeof t->new_validation_set, 0));
+  if (t->new_validation_set) t->best_validation_loss = NAN;
   if (t->comm->rank == 0)
     trainer_progress_event("resumed at step %lld (%lld tokens), written by %d ranks", (long long)t->step,
                            (long long)t->tokens, header.rank_count);
   return SPT_OK;
 }
 
+/* Rank 0: a checkpoint whose parameters mean the same function in this job's model. Shapes are compared when they are
+ * read. */
+static spt_status open_branch(trainer *t, spt_checkpoint **checkpoint_p) {
+  static spt_config config; // large
+  SPT_TRY(spt_checkpoint_open(t->options.init_from, checkpoint_p));
+  SPT_TRY(spt_job_parse(spt_checkpoint_job(*checkpoint_p), "the checkpoint's job", ".", NULL, 0, &config));
+  const spt_model_config *from = &config.model, *to = &t->config.model;
+  const struct {
+    const char *key;
+    double from, to;
+  } keys[] = {{"heads", (double)from->heads, (double)to->heads},
+              {"kv_heads", (double)from->kv_heads, (double)to->kv_heads},
+              {"rope_theta", from->rope_theta, to->rope_theta},
+              {"norm_eps", from->norm_eps, to->norm_eps}};
+  for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
+    if (keys[i].from != keys[i].to)
+      return SPT_FAIL(SPT_ERR_USAGE,
+                      "--init-from %s: trained with model.%s = %g, this job says %g: they must be the same",
+                      t->options.init_from, keys[i].key, keys[i].from, keys[i].to);
+  return SPT_OK;
+}
+
 spt_status trainer_load_state(trainer *t) {
-  const bool resuming = t->options.resume || t->config.checkpoint.resume;
+  bool resuming = t->options.resume || t->config.checkpoint.resume;
   spt_checkpoint *checkpoint = NULL;
   spt_status status = SPT_OK;
   if (t->comm->rank == 0) {
-    if (resuming)
-      status = find_checkpoint(t, &checkpoint);
-    else if (t->options.init_from)
-      status = spt_checkpoint_open(t->options.init_from, &checkpoint);
+    if (resuming) status = find_checkpoint(t, &checkpoint);
+    if (status == SPT_OK &&
+        !checkpoint) { // a branch that is requeued resumes itself; before that it starts from the other run
+      resuming = false;
+      if (t->options.init_from) status = open_branch(t, &checkpoint);
+    }
   }
   status = spt_comm_agree(t->comm, status, NULL);
   int found = checkpoint != NULL;
   if (status == SPT_OK) status = t->comm->ops->broadcast(t->comm, &found, sizeof found, 0);
+  if (status == SPT_OK) status = t->comm->ops->broadcast(t->comm, &resuming, sizeof resuming, 0);
   if (status == SPT_OK) {
     if (!found)
       status = init_parameters(t);
@@ -282,6 +319,13 @@ static spt_status sha256_hex(const char *text, char hex[65]) {
   return SPT_OK;
 }
 
+char *trainer_job_text(const trainer *t) {
+  static spt_config asked; // large
+  asked = t->config;
+  asked.batch.micro = t->asked_micro; // the chosen one fits this number of ranks only
+  return spt_job_print(&asked);
+}
+
 spt_status trainer_finish_save(trainer *t) {
   SPT_TRY(spt_checkpoint_save_finish(t->saver));
   if (!t->pending_path[0]) return SPT_OK;
@@ -296,6 +340,14 @@ spt_status trainer_finish_save(trainer *t) {
 
 spt_status trainer_save(trainer *t, bool best) {
   const double start = trainer_now();
+  bool finite;
+  SPT_TRY(trainer_parameters_finite(t, &finite));
+  if (!finite)
+    return SPT_FAIL(
+        SPT_ERR_DIVERGED,
+        "training diverged: parameters are not finite after step %lld, which is not saved; start again with a "
+        "smaller optimizer.lr in a new run",
+        (long long)t->step);
   SPT_TRY(trainer_finish_save(t));
   spt_checkpoint_header header = {.step = t->step,
                                   .tokens = t->tokens,
@@ -303,7 +355,7 @@ spt_status trainer_save(trainer *t, bool best) {
                                   .rank_count = t->comm->size,
                                   .best_validation_loss = t->best_validation_loss};
   memcpy(header.data_fingerprint, t->fingerprint, sizeof header.data_fingerprint);
-  char *job = spt_job_print(&t->config);
+  char *job = trainer_job_text(t);
   spt_status status = job ? sha256_hex(job, header.config_sha256) : SPT_FAIL(SPT_ERR_RESOURCE, "out of memory saving");
   status = spt_comm_agree(t->comm, status, NULL);
   if (status == SPT_OK) {
@@ -314,7 +366,9 @@ spt_status trainer_save(trainer *t, bool best) {
   free(job);
   SPT_TRY(status);
   t->pending_best = best;
-  t->last_saved = t->step;
+  t->has_checkpoint = true;
+  // the records of the saved steps are as durable as the checkpoint
+  SPT_TRY(spt_comm_agree(t->comm, t->comm->rank == 0 ? spt_metrics_write_hdf5(t->metrics) : SPT_OK, NULL));
   t->last_save_at = trainer_now();
   t->times.save += trainer_now() - start;
   return SPT_OK;

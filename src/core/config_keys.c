@@ -44,10 +44,10 @@ static const spt_key keys[] = {
     KEY(SPT_KEY_REAL, optimizer.adamw, beta2, "[0, 1)", FIXED),
     KEY(SPT_KEY_REAL, optimizer.adamw, eps, "(0, 1]", FIXED),
 
-    KEY(SPT_KEY_ENUM, schedule, kind, "cosine|linear|constant", SAFE),
+    KEY(SPT_KEY_ENUM, schedule, kind, "cosine|linear|constant", FIXED),
     KEY(SPT_KEY_INT, schedule, steps, "[1, 1e12]", SAFE),
     KEY(SPT_KEY_INT, schedule, tokens, "[0, 1e15]", SAFE),
-    KEY(SPT_KEY_REAL, schedule, warmup, "[0, 1]", SAFE),
+    KEY(SPT_KEY_REAL, schedule, warmup, "[0, 1]", FIXED),
     KEY(SPT_KEY_REAL, schedule, final, "[0, 1]", SAFE),
 
     KEY(SPT_KEY_INT, batch, sequences, "[1, 16777216]", FIXED),

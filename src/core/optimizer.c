@@ -390,6 +390,11 @@ spt_status spt_optimizer_step(spt_optimizer *optimizer, double lr_factor, const 
   return SPT_OK;
 }
 
+spt_status spt_optimizer_check(const spt_optimizer *optimizer) {
+  SPT_TRY(spt_slab_check(&optimizer->state));
+  return spt_slab_check(&optimizer->workspace);
+}
+
 spt_status spt_optimizer_sigmas(const spt_optimizer *optimizer, int i, float *sigma_a_p, float *sigma_b_p) {
   float sigma[2];
   for (int j = 0; j < optimizer->pair_count; j++) {

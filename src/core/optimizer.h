@@ -50,6 +50,8 @@ void spt_optimizer_set_applied(spt_optimizer *optimizer, int64_t applied);
 spt_status spt_optimizer_gradient_stats(spt_optimizer *optimizer, spt_control *control);
 /* Updates the share's masters with learning rate lr_factor·lr (Alg. 1). Counts the update as applied when control->apply is 1. */
 spt_status spt_optimizer_step(spt_optimizer *optimizer, double lr_factor, const spt_control *control);
+/* Checks the red zones of the optimizer's slabs. Local. */
+spt_status spt_optimizer_check(const spt_optimizer *optimizer);
 /* sigma_A, sigma_B of owned pair i of the share, as of the last step (host values). */
 spt_status spt_optimizer_sigmas(const spt_optimizer *optimizer, int i, float *sigma_a_p, float *sigma_b_p);
 

@@ -6,6 +6,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <math.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -324,6 +325,31 @@ static spt_status replace_best(const spt_run_folder *folder, const char *path) {
     return SPT_FAIL(SPT_ERR_RESOURCE, "%s: renaming failed: %s", best, strerror(error));
   }
   return spt_file_sync_folder(best);
+}
+
+/* Whether the file at `path` is intact and its run's best loss so far was `best`. */
+static bool has_best(const char *path, int64_t step, double best) {
+  spt_checkpoint *checkpoint = NULL;
+  const bool same = open_intact(path, step, &checkpoint) == SPT_OK &&
+                    spt_checkpoint_header_of(checkpoint)->best_validation_loss == best;
+  spt_checkpoint_close(&checkpoint);
+  return same;
+}
+
+spt_status spt_run_folder_repair_best(spt_run_folder *folder, double best) {
+  char path[SPT_PATH_MAX];
+  snprintf(path, sizeof path, "%s/checkpoints/best.h5", folder->output);
+  if (isnan(best) || has_best(path, -1, best)) return SPT_OK;
+  listing found;
+  spt_status status = list(folder->output, &found);
+  bool repaired = false;
+  for (size_t i = found.count; status == SPT_OK && !repaired && i-- > 0;) {
+    step_path(folder->output, found.steps[i], path);
+    repaired = has_best(path, found.steps[i], best);
+    if (repaired) status = replace_best(folder, path);
+  }
+  free(found.steps);
+  return status;
 }
 
 /* Removes what this program wrote under this name: a regular file that begins like a checkpoint. */

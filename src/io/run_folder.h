@@ -19,7 +19,9 @@ void spt_run_folder_checkpoint_path(const spt_run_folder *folder, int64_t step, 
 spt_status spt_run_folder_newest(const spt_run_folder *folder, spt_checkpoint **checkpoint_p, char *warning, size_t warning_size);
 /* After a durable save: best.h5 becomes a hard link (else a copy) to `path` by temp + rename when `best`; then removes step files beyond the `keep` newest and stale .part files. */
 spt_status spt_run_folder_after_save(spt_run_folder *folder, const char *path, bool best, int64_t keep);
-
+/* After a resume: where best.h5 is missing or of another loss than `best` (a run that ended between a save and its link), it becomes a
+ * link to the earliest intact step file whose header has that loss: the save that the new best forced. NAN: nothing to do. */
+spt_status spt_run_folder_repair_best(spt_run_folder *folder, double best);
 
 /* Paths of the newest checkpoint (by name, not opened) and of the best one, "" where there is none. Takes no lock: for tools that look at a run. */
 spt_status spt_run_folder_find(const char *output, char newest[SPT_PATH_MAX], char best[SPT_PATH_MAX]);

@@ -193,6 +193,13 @@ static spt_status load_tokens(spt_token_file *file) {
   file->info.token_bytes = (int)tokens.width;
   file->info.contiguous = tokens.offset >= 0;
   file->offset = tokens.offset;
+  hbool_t threadsafe = 0;
+  if (!file->info.contiguous && (H5is_library_threadsafe(&threadsafe) < 0 || !threadsafe))
+    return SPT_FAIL(
+        SPT_ERR_DATA,
+        "%s: /tokens is not contiguous, and this HDF5 library is not thread-safe, as reading it ahead needs: "
+        "rewrite it with h5repack -l CONTI",
+        file->path);
   if (!file->info.contiguous) warn(file, "not contiguous in this machine's byte order: reads go through HDF5, slower");
   if (tokens.fletcher32) warn(file, "Fletcher32 checksums, checked by HDF5");
   return SPT_OK;

@@ -63,3 +63,39 @@ mpi 2 --init-from run-whole/checkpoints/best.h5 --set run.output=run-branch --se
 first=$(losses run-branch | awk 'NR == 1 { print $2 }')
 fresh=$(losses run-whole | awk 'NR == 1 { print $2 }')
 awk -v a="$first" -v b="$fresh" 'BEGIN { exit !(a < b - 0.1) }' || fail "the branch starts at $first, no better than a fresh model's $fresh"
+mpi 1 --resume --init-from run-whole/checkpoints/best.h5 --set run.output=run-branch-2 --set checkpoint.resume=true --set schedule.steps=2 job.toml >log 2>&1 || { cat log; fail "a requeued branch"; }
+again=$(losses run-branch-2 | awk 'NR == 1 { print $2 }')
+awk -v a="$again" -v b="$fresh" 'BEGIN { exit !(a < b - 0.1) }' || fail "a branch with nothing to resume starts at $again"
+expect 2 'heads' mpi 1 --init-from run-whole/checkpoints/best.h5 --set run.output=run-other --set model.heads=6 job.toml
+
+note "best.h5, lost between a save and its link, comes back"
+cp -r run-whole run-unlinked
+rm run-unlinked/checkpoints/best.h5
+mpi 2 --resume --set run.output=run-unlinked --set schedule.steps=21 --set validation.every=0 --set data.validation=[] job.toml >log 2>&1 || { cat log; fail "resume without best.h5"; }
+"$compare" run-whole/checkpoints/best.h5 run-unlinked/checkpoints/best.h5 0
+
+note "USR1 during a validation abandons it and saves"
+sh "$mpi_run" 2 "$trainer" --threads 1 --set run.output=run-long --set checkpoint.every=0 --set validation.every=2 --set validation.tokens=0 --set batch.micro=1 --set data.validation='"data/*.h5"' \
+    --set schedule.steps=400 job.toml >log 2>&1 &
+pid=$!
+n=0
+while [ "$(cat run-long/metrics.jsonl 2>/dev/null | wc -l)" -lt 1 ]; do
+    n=$((n + 1)); [ $n -lt 600 ] || fail "the validated run did not start"
+    sleep 0.1
+done
+kill -USR1 $pid
+status=0; wait $pid || status=$?
+[ $status = 75 ] || { cat log; fail "USR1 gave exit $status instead of 75"; }
+ls run-long/checkpoints/step-*.h5 >/dev/null || fail "nothing was saved"
+
+note "TERM without a launcher saves too"
+"$trainer" --threads 1 --set run.output=run-alone --set checkpoint.every=0 --set schedule.steps=4000 job.toml >log 2>&1 &
+pid=$!
+n=0
+while [ "$(cat run-alone/metrics.jsonl 2>/dev/null | wc -l)" -lt 1 ]; do
+    n=$((n + 1)); [ $n -lt 600 ] || fail "the single run did not start"
+    sleep 0.1
+done
+kill -TERM $pid
+status=0; wait $pid || status=$?
+[ $status = 75 ] || { cat log; fail "TERM gave exit $status instead of 75"; }

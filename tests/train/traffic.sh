@@ -40,9 +40,12 @@ for mode in all-reduce reduce-scatter; do
             posted=$(sed -n 's/.*overlap: \([0-9]*\) of \([0-9]*\) reductions.*/\1 \2/p' log)
             note "$mode, $p ranks: $messages messages, overlap: $posted"
             [ "${posted#* }" = $messages ] || fail "$p ranks: overlap counts ${posted#* } reductions of $messages"
+            sed -n 's/.*, \([0-9]*\) complete before the wait.*/\1/p' log >>complete
             # only the embedding's bucket waits for the end of backward
             [ "${posted% *}" -ge $((messages - steps)) ] && [ "${posted% *}" -gt 0 ] || fail "$p ranks: reductions are not posted during backward"
         fi
     done
 done
 [ "$(sort -u together | wc -l)" = 1 ] || fail "the optimizer's bytes of all ranks together depend on their number: $(cat together)"
+# and they do proceed behind backward: some have ended when the step comes to wait for them
+awk '{ n += $1 } END { print n " reductions complete before the wait"; exit !(n > 0) }' complete || fail "no reduction was complete before the wait"
