@@ -51,7 +51,7 @@ steps_file=$data/steps-$name
 if [ ! -f "$steps_file" ]; then
     trial=$(mktemp -d)
     trap 'rm -rf "$trial"' EXIT
-    launch --set run.output="\"$trial/run\"" --set schedule.steps=6 --set validation.tokens=512 configs/quickstart.toml >"$trial/log" 2>&1 ||
+    launch --set run.output="\"$trial/run\"" --set schedule.steps=16 --set validation.tokens=512 configs/quickstart.toml >"$trial/log" 2>&1 ||
         { cat "$trial/log"; exit 5; }
     "$spectron" report --no-picture "$trial/run" | awk -v seconds="$seconds" \
         '$1 == "tokens/s:" { n = int(seconds * $2 / 2048); if (n < 20) n = 20; if (n > 4000) n = 4000; print n }' >"$steps_file.part"
