@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum { SKIPPED_STEPS_MAX = 10 };
 
@@ -19,6 +20,27 @@ static void request_stop(int signal_number) {
   stop_requested = 1;
 }
 
+/* A value of the launcher's environment: rank or size. SLURM_PROCID alone also stands in a batch script, above any
+ * launcher. */
+static const char *launcher_value(const char *const names[3]) {
+  for (int i = 0; i < 3; i++)
+    if (names[i] && getenv(names[i])) return getenv(names[i]);
+  return NULL;
+}
+static const char *const rank_names[3] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"};
+static const char *const size_names[3] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", NULL};
+
+static bool under_launcher(void) {
+  return launcher_value(rank_names) || getenv("SLURM_STEP_ID");
+}
+
+/* libgomp's waiting threads spin for milliseconds, which on a shared machine costs a hundred times the work. Its
+ * settings are read before main: set a short spin and start again, once, unless the user has chosen. */
+static void shorten_openmp_spin(char **argv) {
+  if (getenv("OMP_WAIT_POLICY") || getenv("GOMP_SPINCOUNT")) return;
+  if (setenv("GOMP_SPINCOUNT", "2000", 1) == 0) execv("/proc/self/exe", argv); // without it, only slower
+}
+
 /* USR1 asks for a save and exit 75 everywhere. TERM and INT do so only where no launcher is above: a launcher that
  * sends TERM kills soon after. */
 static void install_signal_handlers(void) {
@@ -26,9 +48,11 @@ static void install_signal_handlers(void) {
   sigemptyset(&action.sa_mask);
   sigaction(SIGUSR1, &action, NULL);
   signal(SIGXFSZ, SIG_IGN); // a file too large is an error of the write, reported like a full disk
-  if (getenv("OMPI_COMM_WORLD_SIZE") || getenv("PMI_RANK") || getenv("PMIX_RANK") || getenv("SLURM_PROCID")) return;
+  signal(SIGPIPE, SIG_IGN); // nobody reads the progress any more: no reason to lose a run
+  if (under_launcher()) return;
   sigaction(SIGTERM, &action, NULL);
   sigaction(SIGINT, &action, NULL);
+  sigaction(SIGHUP, &action, NULL);
 }
 
 /* ---- one step ---- */
@@ -286,11 +310,14 @@ static int report(spt_status status) {
 /* Paths that need no other rank. */
 static spt_status run_alone(trainer *t) {
   SPT_TRY(spt_job_load(t->options.job, t->options.sets, t->options.set_count, &t->config));
-  return trainer_dry_run(&t->config, t->options.ranks);
+  const char *rank = launcher_value(rank_names), *size = launcher_value(size_names);
+  if (rank && atoi(rank) != 0) return SPT_OK; // printed once, for the launcher's number of ranks
+  return trainer_dry_run(&t->config, t->options.ranks ? t->options.ranks : size ? atoi(size) : 1);
 }
 
 int main(int argc, char **argv) {
   static trainer t;
+  shorten_openmp_spin(argv);
   spt_status status = trainer_options_parse(argc, argv, &t.options);
   install_signal_handlers(); // before MPI_Init
   if (status == SPT_OK && t.options.help) return trainer_print_help(), 0;

@@ -155,6 +155,7 @@ spt_status spt_tool_baseline(int argc, char **argv) {
   spt_token_stream *train = NULL, *validation = NULL;
   spt_status status = spt_token_stream_open(patterns[0], counts[0], 0, &train);
   if (status == SPT_OK) status = spt_token_stream_open(patterns[1], counts[1], 0, &validation);
+  if (status == SPT_OK) status = spt_token_stream_same_tokenizer(train, validation);
   if (status == SPT_OK) status = run(train, validation);
   spt_token_stream_close(&train);
   spt_token_stream_close(&validation);

@@ -26,7 +26,7 @@ typedef struct trainer_options {
   const char *resume_path; /* NULL: the newest intact checkpoint of the output folder */
   const char *init_from;
   bool dry_run, profile, help, version;
-  int ranks; /* of the dry run */
+  int ranks; /* of the dry run; 0: not given */
 } trainer_options;
 
 /* Where a step's wall time went, summed over the run on this rank, in seconds. */
@@ -121,6 +121,8 @@ spt_status trainer_check_red_zones(const trainer *t);
 
 /* trainer_progress.c, rank 0: a live line on a terminal, plain lines in a log. */
 void trainer_progress_open(const trainer *t);
+/* Says so when keys of [model] override the preset's. */
+void trainer_note_preset(const spt_config *config);
 void trainer_progress_step(const trainer *t, const trainer_step *step);
 void trainer_progress_event(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void trainer_progress_close(const trainer *t);

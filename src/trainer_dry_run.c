@@ -94,6 +94,7 @@ spt_status trainer_dry_run(const spt_config *job, int ranks) {
     status = spt_shard_plan_open(&config.model, &config.optimizer, params, ranks, config.dist.bucket_mib << 20, &plan);
   if (status == SPT_OK) status = spt_model_measure(backend, &config.model, config.batch.micro, true, &memory);
   if (status == SPT_OK) {
+    trainer_note_preset(&config);
     printf("%s: hidden %lld, %lld layers, %lld heads, ffn %lld, vocab %lld, sequence %lld; %s\n", config.run.name,
            (long long)config.model.hidden, (long long)config.model.layers, (long long)config.model.heads,
            (long long)config.model.ffn, (long long)config.model.vocab, (long long)config.model.seq_len,

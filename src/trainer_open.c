@@ -41,6 +41,7 @@ static spt_status open_data(trainer *t) {
   spt_token_stream_fingerprint(t->train, t->fingerprint);
   if (config->data.validation.count == 0) return SPT_OK;
   SPT_TRY(open_stream(&config->data.validation, config->model.vocab, &t->validation));
+  SPT_TRY(spt_token_stream_same_tokenizer(t->train, t->validation));
   if (spt_token_stream_windows(t->validation, seq_len) < 1)
     return SPT_FAIL(SPT_ERR_DATA,
                     "%s: [data] validation holds %lld tokens, fewer than one sequence of seq_len + 1 = %lld",

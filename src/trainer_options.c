@@ -59,14 +59,16 @@ spt_status trainer_options_parse(int argc, char **argv, trainer_options *options
                                         {"help", no_argument, NULL, 'h'},
                                         {"version", no_argument, NULL, 'v'},
                                         {NULL, 0, NULL, 0}};
-  *options_p = (trainer_options){.ranks = 1};
+  *options_p = (trainer_options){0};
   opterr = 0;
   optind = 1;
-  for (int option; (option = getopt_long(argc, argv, ":", table, NULL)) != -1;) {
+  for (int option; (option = getopt_long(argc, argv, ":h", table, NULL)) != -1;) {
     char *end;
     switch (option) {
     case 'r':
       options_p->resume = true;
+      if (optarg && !*optarg)
+        return SPT_FAIL(SPT_ERR_USAGE, "--resume= names no checkpoint; say --resume, or --resume=PATH");
       if (optarg && strcmp(optarg, "auto") != 0) options_p->resume_path = optarg;
       break;
     case 'i': options_p->init_from = optarg; break;
@@ -91,6 +93,9 @@ spt_status trainer_options_parse(int argc, char **argv, trainer_options *options
   if (optind == argc) return SPT_FAIL(SPT_ERR_USAGE, "no job file given; usage: spectron-dist [OPTION]... JOB.toml");
   if (optind + 1 < argc)
     return SPT_FAIL(SPT_ERR_USAGE, "more than one job file: %s and %s", argv[optind], argv[optind + 1]);
+  if (options_p->ranks && !options_p->dry_run)
+    return SPT_FAIL(SPT_ERR_USAGE, "--ranks belongs to --dry-run; to train on %d ranks: mpirun -np %d",
+                    options_p->ranks, options_p->ranks);
   options_p->job = argv[optind];
   return SPT_OK;
 }

@@ -11,7 +11,7 @@
 enum { LOG_SECONDS = 10, LIVE_PER_SECOND = 5 };
 
 static struct {
-  double last_line;
+  double last_line, first_done; // when the first step, which sets everything up, had ended
   bool live_shown;
 } shown; // of rank 0's terminal
 
@@ -43,6 +43,7 @@ void trainer_progress_event(const char *format, ...) {
 
 void trainer_progress_open(const trainer *t) {
   const spt_config *config = &t->config;
+  trainer_note_preset(config);
   trainer_progress_event(
       "%s: %s parameters %.2f M, %d tensors, %d factor pairs; %lld sequences × %lld tokens a step, %lld steps",
       config->run.name, config->model.preset[0] ? config->model.preset : "model", (double)t->params->count / 1e6,
@@ -56,6 +57,17 @@ void trainer_progress_open(const trainer *t) {
                          spt_token_stream_files(t->train), spt_token_stream_files(t->train) == 1 ? "" : "s");
 }
 
+void trainer_note_preset(const spt_config *config) {
+  const spt_model_config *model = &config->model;
+  spt_model_config preset = *model;
+  if (!model->preset[0] || spt_config_apply_preset(model->preset, &preset) != SPT_OK) return;
+  if (preset.hidden == model->hidden && preset.layers == model->layers && preset.heads == model->heads) return;
+  trainer_progress_event(
+      "note: keys of [model] override preset \"%s\": hidden %lld, layers %lld, heads %lld instead of %lld, %lld, %lld",
+      model->preset, (long long)model->hidden, (long long)model->layers, (long long)model->heads,
+      (long long)preset.hidden, (long long)preset.layers, (long long)preset.heads);
+}
+
 static void format_seconds(double seconds, char text[32]) {
   const long long s = seconds < 0 || !isfinite(seconds) ? 0 : (long long)(seconds + 0.5);
   if (s >= 3600)
@@ -67,13 +79,17 @@ static void format_seconds(double seconds, char text[32]) {
 void trainer_progress_step(const trainer *t, const trainer_step *step) {
   const double now = trainer_now(), interval = on_terminal() ? 1.0 / LIVE_PER_SECOND : LOG_SECONDS;
   const bool last = t->step == t->config.schedule.steps, first = t->step == t->first_step + 1;
+  if (first) shown.first_done = now;
   if (now - shown.last_line < interval && !last && !first) return;
   shown.last_line = now;
   const double rate = (double)trainer_tokens_per_step(&t->config) / step->seconds;
   const double peak = t->backend->peak_flops * t->comm->size;
   char left[32], share[32] = "";
-  const double per_step = (now - t->started) / (double)(t->step - t->first_step);
-  format_seconds(per_step * (double)(t->config.schedule.steps - t->step), left);
+  const double per_step = first ? 0 : (now - shown.first_done) / (double)(t->step - t->first_step - 1);
+  if (first)
+    snprintf(left, sizeof left, "?");
+  else
+    format_seconds(per_step * (double)(t->config.schedule.steps - t->step), left);
   if (peak > 0) snprintf(share, sizeof share, "  %4.1f%% of peak", 100 * rate * t->flops.train_per_token / peak);
   clear_live_line();
   printf("step %lld/%lld  loss %.4f  lr %.2e  %.0f tokens/s%s  %s left%s", (long long)t->step,
@@ -90,9 +106,12 @@ void trainer_progress_close(const trainer *t) {
                            (long long)t->config.schedule.steps);
     return;
   }
+  if (t->step < t->config.schedule.steps)
+    trainer_progress_event("stopped by a signal after step %lld of %lld; --resume goes on", (long long)t->step,
+                           (long long)t->config.schedule.steps);
   trainer_progress_event(
-      "%lld steps in %.1f s: %.0f tokens/s, waiting for data %.2f %%, for the reduction %.2f %% of the time",
-      (long long)steps, trainer_now() - t->started,
+      "%lld steps in %.1f s, %.1f s of it steps: %.0f tokens/s, waiting for data %.2f %%, for the reduction %.2f %%",
+      (long long)steps, trainer_now() - t->started, times->total,
       (double)(steps * trainer_tokens_per_step(&t->config)) / times->total, 100 * times->data_wait / times->total,
       100 * times->reduce_wait / times->total);
   trainer_progress_event("outputs: %s/checkpoints, %s/metrics.jsonl, %s/metrics.h5", t->config.run.output,

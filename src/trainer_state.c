@@ -253,7 +253,7 @@ static spt_status resume(trainer *t, spt_checkpoint *checkpoint) {
   SPT_TRY(t->comm->ops->broadcast(t->comm, &t->new_validation_set, sizeof t->new_validation_set, 0));
   if (t->new_validation_set) t->best_validation_loss = NAN;
   if (t->comm->rank == 0)
-    trainer_progress_event("resumed at step %lld (%lld tokens), written by %d ranks", (long long)t->step,
+    trainer_progress_event("resumed at step %lld (%lld tokens), written by %d rank(s)", (long long)t->step,
                            (long long)t->tokens, header.rank_count);
   return SPT_OK;
 }
@@ -270,6 +270,7 @@ static spt_status open_branch(trainer *t, spt_checkpoint **checkpoint_p) {
     double from, to;
   } keys[] = {{"heads", (double)from->heads, (double)to->heads},
               {"kv_heads", (double)from->kv_heads, (double)to->kv_heads},
+              {"tie_embeddings", from->tie_embeddings, to->tie_embeddings},
               {"rope_theta", from->rope_theta, to->rope_theta},
               {"norm_eps", from->norm_eps, to->norm_eps}};
   for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++)
@@ -277,6 +278,8 @@ static spt_status open_branch(trainer *t, spt_checkpoint **checkpoint_p) {
       return SPT_FAIL(SPT_ERR_USAGE,
                       "--init-from %s: trained with model.%s = %g, this job says %g: they must be the same",
                       t->options.init_from, keys[i].key, keys[i].from, keys[i].to);
+  trainer_progress_event("parameters from %s, at step %lld of its run", t->options.init_from,
+                         (long long)spt_checkpoint_header_of(*checkpoint_p)->step);
   return SPT_OK;
 }
 

@@ -143,6 +143,17 @@ const spt_token_file *spt_token_stream_file(const spt_token_stream *stream, int 
   return stream->files[index];
 }
 
+spt_status spt_token_stream_same_tokenizer(const spt_token_stream *one, const spt_token_stream *other) {
+  const spt_token_file *a = spt_token_stream_file(one, 0), *b = spt_token_stream_file(other, 0);
+  const spt_token_file_info *x = spt_token_file_info_of(a), *y = spt_token_file_info_of(b);
+  if (x->vocab_size == y->vocab_size && strcmp(x->tokenizer_sha256, y->tokenizer_sha256) == 0) return SPT_OK;
+  return SPT_FAIL(
+      SPT_ERR_DATA,
+      "%s: made with tokenizer '%s' (vocabulary %lld, SHA-256 %.12s…), %s with '%s' (%lld, %.12s…): make both with one",
+      spt_token_file_path(b), y->tokenizer, (long long)y->vocab_size, y->tokenizer_sha256, spt_token_file_path(a),
+      x->tokenizer, (long long)x->vocab_size, x->tokenizer_sha256);
+}
+
 int64_t spt_token_stream_windows(const spt_token_stream *stream, int64_t seq_len) {
   return seq_len < 1 ? 0 : (spt_token_stream_tokens(stream) - 1) / seq_len;
 }

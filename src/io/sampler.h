@@ -18,6 +18,8 @@ int64_t spt_token_stream_tokens(const spt_token_stream *stream);
 int64_t spt_token_stream_text_bytes(const spt_token_stream *stream); /* 0 when any shard does not say */
 int spt_token_stream_files(const spt_token_stream *stream);
 const spt_token_file *spt_token_stream_file(const spt_token_stream *stream, int index);
+/* SPT_ERR_DATA names a file of each stream when their tokens come from different tokenizers: losses would mean nothing. */
+spt_status spt_token_stream_same_tokenizer(const spt_token_stream *one, const spt_token_stream *other);
 /* Windows of seq_len + 1 tokens, (tokens − 1) div seq_len. */
 int64_t spt_token_stream_windows(const spt_token_stream *stream, int64_t seq_len);
 /* Tokens [begin, begin + count) across shards. */

@@ -16,6 +16,10 @@ expect 2 'cuda' mpi 1 --backend cuda job.toml
 expect 3 'nothing-here' mpi 2 --set 'data.train="data/nothing-here-*.h5"' job.toml
 expect 3 'vocab' mpi 2 --set model.vocab=200 job.toml
 
+note "validation shards of another tokenizer"
+"$spectron" tokenize --train-vocab 400 --output pieces text/prose.txt >/dev/null 2>&1 &&
+    expect 3 'validation-00000.h5.*tokenizer' mpi 2 --set model.vocab=400 --set 'data.validation="pieces/validation-*.h5"' --set run.output=run-mixed job.toml
+
 note "a damaged shard: named, during training, on all ranks' behalf"
 mkdir damaged
 cp data/*.h5 damaged/
