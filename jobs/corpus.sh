@@ -19,13 +19,13 @@ perl -MCompress::Zlib -MPod::Text -e 1 2>/dev/null || fail "perl with its module
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM HUP
-mkdir "$work/deb" "$work/root"
+mkdir "$work/deb" "$work/unpacked"
 # shellcheck disable=SC2086
 (cd "$work/deb" && apt-get -o APT::Sandbox::User= download $packages >log 2>&1) || {
   grep '^E:' "$work/deb/log" >&2 || :
   fail "a package cannot be downloaded (try apt-get update): $packages"
 }
-for package in "$work"/deb/*.deb; do dpkg-deb -x "$package" "$work/root"; done
+for package in "$work"/deb/*.deb; do dpkg-deb -x "$package" "$work/unpacked"; done
 LC_ALL=C PERL_UNICODE='' PERL_HASH_SEED=0
 export LC_ALL PERL_UNICODE PERL_HASH_SEED
 
@@ -61,7 +61,7 @@ PERL
 
 # A SWORD module: a document a chapter. Commentaries repeat an entry for each verse it covers: long lines are taken once.
 sword() {
-  SWORD_PATH=$work/root/usr/share/sword mod2imp "$1" 2>/dev/null | perl -I"$work" -MCorpus -ne '
+  SWORD_PATH=$work/unpacked/usr/share/sword mod2imp "$1" 2>/dev/null | perl -I"$work" -MCorpus -ne '
     our ($chapter, $text, %seen); BEGIN { ($chapter, $text) = ("", "") }
     if (/^\$\$\$(.*?)(:\d+)?\s*$/) { if ($1 ne $chapter) { say($text); ($chapter, $text) = ($1, "") } next }
     next if length > 200 && $seen{$_}++;
@@ -85,26 +85,26 @@ austen() {
       for (1 .. $count) { my $length = unpack "N", substr $data, $at + 4, 4; $text .= substr($data, $at + 8, $length) . "\n"; $at += 8 + $length }
       utf8::decode($text);
       say(unwrap($_)) for split /\n(?=(?:CHAPTER|Chapter|VOLUME) )/, $text;
-    }' "$work/root/usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
+    }' "$work/unpacked/usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
 }
 
 # Files in bytewise order of their names, relative to a folder.
 files() { (cd "$1" && find . -type f -name "$2" | sort); }
 
 kernel() { # reStructuredText sources: a document a file, wrapped as they are
-  doc=$work/root/usr/share/doc/linux-doc-6.1/html/_sources
+  doc=$work/unpacked/usr/share/doc/linux-doc-6.1/html/_sources
   files "$doc" '*.txt*' | perl -I"$work" -MCorpus -MCompress::Zlib -ne '
     chomp; my $in = gzopen("'"$doc"'/$_", "rb") or die "$_\n"; my ($text, $part) = ("", "");
     $text .= $part while $in->gzread($part) > 0; utf8::decode($text); say($text)'
 }
 perldoc_text() { # a document a manual page
-  pod=$(echo "$work"/root/usr/share/perl/5.*/pod)
+  pod=$(echo "$work"/unpacked/usr/share/perl/5.*/pod)
   files "$pod" '*.pod' | grep -v -e perltoc -e perluniprops | perl -I"$work" -MCorpus -MPod::Text -ne '
     chomp; my $text; my $parser = Pod::Text->new(width => 100000, errors => "none"); $parser->output_string(\$text);
     $parser->parse_file("'"$pod"'/$_"); utf8::decode($text) unless utf8::is_utf8($text); say($text)'
 }
 gcide() { # a document is 20 entries, found by the index
-  gzip -dc <"$work/root/usr/share/dictd/gcide.dict.dz" >"$work/gcide" 2>/dev/null || [ -s "$work/gcide" ]
+  gzip -dc <"$work/unpacked/usr/share/dictd/gcide.dict.dz" >"$work/gcide" 2>/dev/null || [ -s "$work/gcide" ]
   perl -I"$work" -MCorpus -e '
     my %digit; @digit{"A" .. "Z", "a" .. "z", 0 .. 9, "+", "/"} = 0 .. 63;
     sub number { my $n = 0; $n = 64 * $n + $digit{$_} for split //, shift; $n }
@@ -113,10 +113,10 @@ gcide() { # a document is 20 entries, found by the index
     my @group; for my $begin (sort { $a <=> $b } keys %at) {
       my $entry = substr $all, $begin, $at{$begin}; utf8::decode($entry); push @group, unwrap($entry);
       if (@group == 20) { say(join "\n", @group); @group = () } }
-    say(join "\n", @group)' "$work/root/usr/share/dictd/gcide.index" "$work/gcide"
+    say(join "\n", @group)' "$work/unpacked/usr/share/dictd/gcide.index" "$work/gcide"
 }
 wordnet() { # a document is 50 entries "words: gloss"
-  (cd "$work/root/usr/share/wordnet" && cat data.noun data.verb data.adj data.adv) | perl -I"$work" -MCorpus -ne '
+  (cd "$work/unpacked/usr/share/wordnet" && cat data.noun data.verb data.adj data.adv) | perl -I"$work" -MCorpus -ne '
     our @group; next unless /^\d{8} \d\d \w ([0-9a-f]{2}) (.*?) \| (.*?)\s*$/;
     my ($count, $gloss, @field) = (hex $1, $3, split / /, $2); my @words = map { $field[2 * $_] } 0 .. $count - 1;
     tr/_/ / for @words; push @group, join(", ", @words) . ": $gloss";
@@ -124,7 +124,7 @@ wordnet() { # a document is 50 entries "words: gloss"
     END { say(join "\n", @group) }'
 }
 anarchism_text() { # a document a page
-  doc=$work/root/usr/share/doc/anarchism/html
+  doc=$work/unpacked/usr/share/doc/anarchism/html
   files "$doc" '*.html' | perl -I"$work" -MCorpus -ne '
     chomp; my $text = slurp("'"$doc"'/$_"); $text =~ s/<head>.*?<\/head>|<(script|style)\b.*?<\/\1>//gs; $text =~ s/\s+/ /g;
     $text =~ s/<\/?(p|h\d|div|li|ul|ol|br|blockquote|tr)\b[^>]*>/\n/g; say(plain($text))'
@@ -139,7 +139,7 @@ part() { # part NAME FUNCTION [ARGUMENT]: adds its text and says how much it is;
 }
 part sword-comm-tdavid sword TDavid
 part r-cran-janeaustenr austen
-part sword-text-web sword "$(sed -n 's/^\[\(.*\)\].*/\1/p' "$work"/root/usr/share/sword/mods.d/engWEB*.conf)"
+part sword-text-web sword "$(sed -n 's/^\[\(.*\)\].*/\1/p' "$work"/unpacked/usr/share/sword/mods.d/engWEB*.conf)"
 if [ "$kind" = large ]; then
   part linux-doc-6.1 kernel
   part perl-doc perldoc_text

@@ -87,3 +87,15 @@ same_losses() {
               printf "%d losses, largest relative difference %.2e\n", n, worst; exit worst > tolerance }' ||
         fail "losses of $1 and $2 differ by more than $3"
 }
+
+# stop_after RUN RECORDS SIGNAL PID: sends the signal once the run has written so many records, and wants exit 75; its output is in log
+stop_after() {
+    n=0
+    while [ "$(cat "$1/metrics.jsonl" 2>/dev/null | wc -l)" -lt "$2" ]; do
+        n=$((n + 1)); [ $n -lt 600 ] || fail "$1 did not start"
+        sleep 0.1
+    done
+    kill -"$3" "$4"
+    status=0; wait "$4" || status=$?
+    [ $status = 75 ] || { cat log; fail "$3 gave exit $status instead of 75"; }
+}

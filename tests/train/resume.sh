@@ -18,15 +18,7 @@ same_losses run-whole run-half 0
 note "stopped by USR1, resumed"
 # not by the function: the signal must reach the launcher itself
 sh "$mpi_run" 2 "$trainer" --threads 1 --set run.output=run-stopped --set checkpoint.every=0 --set schedule.steps=400 job.toml >log 2>&1 &
-pid=$!
-n=0
-while [ "$(cat run-stopped/metrics.jsonl 2>/dev/null | wc -l)" -lt 3 ]; do
-    n=$((n + 1)); [ $n -lt 600 ] || fail "the run to be stopped did not start"
-    sleep 0.1
-done
-kill -USR1 $pid
-status=0; wait $pid || status=$?
-[ $status = 75 ] || { cat log; fail "USR1 gave exit $status instead of 75"; }
+stop_after run-stopped 3 USR1 $!
 saved=$(ls run-stopped/checkpoints | sed -n 's/^step-0*\([0-9]*\)\.h5$/\1/p' | tail -1)
 [ "$saved" = "$(wc -l <run-stopped/metrics.jsonl)" ] || fail "saved step $saved is not the last recorded step"
 [ "$saved" -lt 400 ] || fail "the run was not stopped early"
@@ -77,25 +69,9 @@ mpi 2 --resume --set run.output=run-unlinked --set schedule.steps=21 --set valid
 note "USR1 during a validation abandons it and saves"
 sh "$mpi_run" 2 "$trainer" --threads 1 --set run.output=run-long --set checkpoint.every=0 --set validation.every=2 --set validation.tokens=0 --set batch.micro=1 --set data.validation='"data/*.h5"' \
     --set schedule.steps=400 job.toml >log 2>&1 &
-pid=$!
-n=0
-while [ "$(cat run-long/metrics.jsonl 2>/dev/null | wc -l)" -lt 1 ]; do
-    n=$((n + 1)); [ $n -lt 600 ] || fail "the validated run did not start"
-    sleep 0.1
-done
-kill -USR1 $pid
-status=0; wait $pid || status=$?
-[ $status = 75 ] || { cat log; fail "USR1 gave exit $status instead of 75"; }
+stop_after run-long 1 USR1 $!
 ls run-long/checkpoints/step-*.h5 >/dev/null || fail "nothing was saved"
 
 note "TERM without a launcher saves too"
 "$trainer" --threads 1 --set run.output=run-alone --set checkpoint.every=0 --set schedule.steps=4000 job.toml >log 2>&1 &
-pid=$!
-n=0
-while [ "$(cat run-alone/metrics.jsonl 2>/dev/null | wc -l)" -lt 1 ]; do
-    n=$((n + 1)); [ $n -lt 600 ] || fail "the single run did not start"
-    sleep 0.1
-done
-kill -TERM $pid
-status=0; wait $pid || status=$?
-[ $status = 75 ] || { cat log; fail "TERM gave exit $status instead of 75"; }
+stop_after run-alone 1 TERM $!
