@@ -157,7 +157,7 @@ spt_status spt_cpu_attention_forward(spt_backend *backend, const spt_attention_a
         forward_block(args, thread, &scratch, &view, block * QUERIES, args->lse + head * args->seq_len, act);
     }
   }
-  return spt_cpu_end(cpu, &backend->profile.attention);
+  return spt_cpu_end(cpu, spt_cost_attention(args, act, false));
 }
 
 SPT_INLINE float dot_row(int64_t n, const void *x, const void *y, bool bf16) {
@@ -255,5 +255,5 @@ spt_status spt_cpu_attention_backward(spt_backend *backend, const spt_attention_
       }
     }
   }
-  return spt_cpu_end(cpu, &backend->profile.attention);
+  return spt_cpu_end(cpu, spt_cost_attention(args, act, true));
 }

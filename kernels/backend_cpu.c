@@ -35,12 +35,14 @@ spt_cpu_thread *spt_cpu_enter(spt_cpu *cpu) {
   return &cpu->threads[omp_get_thread_num()];
 }
 
-spt_status spt_cpu_end(spt_cpu *cpu, double *share_p) {
+spt_status spt_cpu_end(spt_cpu *cpu, spt_op_cost cost) {
   if (cpu->base.profiling) {
-    const double wall = now() - cpu->began, gemm = (gemm_seconds(cpu) - cpu->gemm_began) / cpu->base.threads;
-    const bool split = share_p == &cpu->base.profile.pointwise; // attention and optimizer keep their products
-    if (split) cpu->base.profile.gemm += gemm;
-    *share_p += split ? wall - gemm : wall;
+    spt_op_profile *row = &cpu->base.profile.ops[cost.op][cost.backward];
+    row->calls++;
+    row->seconds += now() - cpu->began;
+    row->products += (gemm_seconds(cpu) - cpu->gemm_began) / cpu->base.threads;
+    row->flops += cost.flops;
+    row->bytes += cost.bytes;
   }
   for (int i = 0; i < cpu->base.threads; i++) {
     spt_cpu_thread *thread = &cpu->threads[i];
@@ -61,7 +63,7 @@ void spt_cpu_gemm(spt_cpu_thread *thread, int64_t m, int64_t n, int64_t k, float
 }
 
 spt_dtype spt_cpu_weight_dtype(const spt_cpu *cpu) {
-  return cpu->base.act == SPT_BF16 && spt_gemm_native_bf16() ? SPT_BF16 : SPT_F32;
+  return cpu->base.act == SPT_BF16 && spt_gemm_bf16_unit() ? SPT_BF16 : SPT_F32;
 }
 
 int64_t spt_cpu_gemm_misses(const spt_backend *backend) {
@@ -119,7 +121,7 @@ static spt_status cpu_zero(spt_backend *backend, void *pointer, size_t bytes) {
 #pragma omp parallel for num_threads(backend->threads) schedule(static)
   for (size_t begin = 0; begin < bytes; begin += CHUNK)
     memset((unsigned char *)pointer + begin, 0, bytes - begin < CHUNK ? bytes - begin : CHUNK);
-  return spt_cpu_end(cpu, &backend->profile.pointwise);
+  return spt_cpu_end(cpu, spt_cost_flat(SPT_OP_ZERO, (int64_t)bytes, 0, 1));
 }
 
 static spt_status cpu_synchronize(spt_backend *backend) {
@@ -218,14 +220,14 @@ static spt_status open_threads(spt_cpu *cpu, bool native) {
 }
 
 spt_status spt_cpu_open(spt_precision precision, int threads, int local_ranks, spt_backend **backend_p) {
-  const bool native = spt_gemm_native_bf16();
+  const char *unit = spt_gemm_bf16_unit();
   spt_cpu *cpu = calloc(1, sizeof *cpu);
   if (!cpu) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for the CPU backend");
   cpu->base.ops = &cpu_ops;
-  cpu->base.act = precision == SPT_PRECISION_BF16 || (precision == SPT_PRECISION_AUTO && native) ? SPT_BF16 : SPT_F32;
+  cpu->base.act = precision == SPT_PRECISION_BF16 || (precision == SPT_PRECISION_AUTO && unit) ? SPT_BF16 : SPT_F32;
   cpu->base.threads = threads > 0 ? threads : allowed_cpus() / (local_ranks > 0 ? local_ranks : 1);
   if (cpu->base.threads < 1) cpu->base.threads = 1;
-  const spt_status status = open_threads(cpu, native);
+  const spt_status status = open_threads(cpu, unit != NULL);
   if (status != SPT_OK) {
     spt_backend *base = &cpu->base;
     cpu_close(&base);
@@ -233,9 +235,9 @@ spt_status spt_cpu_open(spt_precision precision, int threads, int local_ranks, s
   }
   char library[64];
   spt_gemm_library(library, sizeof library);
-  const char *arithmetic = cpu->base.act == SPT_F32 ? "fp32"
-                           : native                 ? "bf16 (AMX)"
-                                                    : "bf16 (rounded operands, fp32 arithmetic)";
+  char arithmetic[64] = "fp32";
+  if (cpu->base.act == SPT_BF16)
+    snprintf(arithmetic, sizeof arithmetic, "bf16 (%s)", unit ? unit : "rounded operands, fp32 arithmetic");
   snprintf(cpu->base.description, sizeof cpu->base.description, "cpu, %d thread%s, %s, %s", cpu->base.threads,
            cpu->base.threads == 1 ? "" : "s", arithmetic, library);
   *backend_p = &cpu->base;

@@ -3,6 +3,7 @@
 #ifndef SPT_BACKEND_CPU_H
 #define SPT_BACKEND_CPU_H
 
+#include "core/op_cost.h"
 #include "gemm_onednn.h"
 #include "vector_math.h"
 
@@ -34,10 +35,10 @@ typedef struct spt_cpu {
 spt_status spt_cpu_open(spt_precision precision, int threads, int local_ranks, spt_backend **backend_p);
 
 /* Frames an op: begin before the parallel region, enter in it by each thread, end after it (returns a thread's failure;
- * adds wall time to *share_p and, where that is pointwise, the products' part to gemm). */
+ * while profiling, adds the time and `cost` to the op's row). */
 spt_cpu *spt_cpu_begin(spt_backend *backend);
 spt_cpu_thread *spt_cpu_enter(spt_cpu *cpu);
-spt_status spt_cpu_end(spt_cpu *cpu, double *share_p);
+spt_status spt_cpu_end(spt_cpu *cpu, spt_op_cost cost);
 /* spt_gemm on this thread; a failure is kept in the thread and ends the op. */
 void spt_cpu_gemm(spt_cpu_thread *thread, int64_t m, int64_t n, int64_t k, float alpha, spt_operand a, spt_operand b,
                   float beta, void *c, int64_t ldc, spt_dtype c_dtype);

@@ -213,5 +213,5 @@ spt_status spt_cpu_head_loss(spt_backend *backend, const spt_head_loss_args *arg
       run_block(&own, thread);
     }
   }
-  return spt_cpu_end(cpu, &backend->profile.pointwise);
+  return spt_cpu_end(cpu, spt_cost_head(args->tokens, args->hidden, args->vocab, backend->act, args->train));
 }

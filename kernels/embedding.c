@@ -6,7 +6,7 @@ spt_status spt_cpu_embedding_forward(spt_backend *backend, int64_t tokens, int64
 #pragma omp parallel for num_threads(backend->threads) schedule(static)
   for (int64_t i = 0; i < tokens; i++)
     memcpy(x + i * hidden, table + (int64_t)ids[i] * hidden, (size_t)hidden * sizeof(float));
-  return spt_cpu_end(cpu, &backend->profile.pointwise);
+  return spt_cpu_end(cpu, spt_cost_embedding(tokens, hidden, false));
 }
 
 /* A task owns columns, so that every row of the table is summed in the order of tokens. */
@@ -25,5 +25,5 @@ spt_status spt_cpu_embedding_backward(spt_backend *backend, int64_t tokens, int6
       for (int64_t c = 0; c < count; c++) row[c] += add[c];
     }
   }
-  return spt_cpu_end(cpu, &backend->profile.pointwise);
+  return spt_cpu_end(cpu, spt_cost_embedding(tokens, hidden, true));
 }

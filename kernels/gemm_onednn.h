@@ -15,8 +15,12 @@ typedef struct spt_operand {
   bool transposed;
 } spt_operand;
 
-/* True where oneDNN multiplies bf16 fast: AMX. Follows ONEDNN_MAX_CPU_ISA. */
-bool spt_gemm_native_bf16(void);
+/* Instruction sets that the CPU kernels are compiled for, each includes those before. Follows ONEDNN_MAX_CPU_ISA. */
+typedef enum { SPT_ISA_BASE, SPT_ISA_AVX2, SPT_ISA_AVX512, SPT_ISA_AVX512_BF16, SPT_ISAS } spt_isa;
+spt_isa spt_gemm_isa(void);
+/* The unit that multiplies bf16 faster than fp32 here ("AMX", "AVX512-BF16"); NULL: none does. Follows
+ * ONEDNN_MAX_CPU_ISA. */
+const char *spt_gemm_bf16_unit(void);
 /* "oneDNN 2.6.3" */
 void spt_gemm_library(char *text, size_t size);
 

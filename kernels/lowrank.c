@@ -54,7 +54,7 @@ spt_status spt_cpu_group_pack(spt_backend *backend, const spt_group_desc *desc, 
         pack_row(act, dtype, masters->a[j] + i * inner, spt_at(weights, layout.a[j] + i * inner, dtype), inner);
     }
   }
-  return spt_cpu_end(cpu, &backend->profile.pointwise);
+  return spt_cpu_end(cpu, spt_cost_group_pack(desc, dtype));
 }
 
 /* Rows of a block: enough to amortise a product's own packing of the weights, few enough to stay in the second-level
@@ -187,7 +187,7 @@ spt_status spt_cpu_group_forward(spt_backend *backend, const spt_group_forward_a
 #pragma omp for schedule(static, 1)
     for (int64_t block = 0; block < call.blocks; block++) forward_block(&call, args, thread, block, scratch);
   }
-  return spt_cpu_end(cpu, &backend->profile.pointwise);
+  return spt_cpu_end(cpu, spt_cost_group(desc, args->tokens, backend->act, false));
 }
 
 /* h again, for the weight gradients; dz in act, unrotated. */
@@ -320,5 +320,5 @@ spt_status spt_cpu_group_backward(spt_backend *backend, const spt_group_backward
     for (int64_t i = 0; i < (call.dgain ? desc->in_dim : 0); i++)
       for (int64_t block = 0; block < call.blocks; block++) args->dgain[i] += call.dgain[block * desc->in_dim + i];
   }
-  return spt_cpu_end(cpu, &backend->profile.pointwise);
+  return spt_cpu_end(cpu, spt_cost_group(desc, args->tokens, backend->act, true));
 }

@@ -41,7 +41,7 @@ spt_status spt_cpu_batched_gemm(spt_backend *backend, const spt_gemm_batch *batc
                    batch->n, batch->dtype);
     }
   }
-  return spt_cpu_end(cpu, &backend->profile.optimizer);
+  return spt_cpu_end(cpu, spt_cost_batched_gemm(batch));
 }
 
 SPT_CLONES static double chunk_stats(const float *g, int64_t count, int64_t *non_finite_p) {
@@ -77,7 +77,13 @@ spt_status spt_cpu_gradient_stats(spt_backend *backend, int64_t count, const flo
     control->sum_squares += partial[2 * chunk];
     control->non_finite += partial[2 * chunk + 1];
   }
-  return spt_cpu_end(cpu, &backend->profile.optimizer);
+  return spt_cpu_end(cpu, spt_cost_flat(SPT_OP_GRADIENT_STATS, count, 4, 0));
+}
+
+static int64_t count_elements(int count, const spt_factor_entry *entries) {
+  int64_t sum = 0;
+  for (int i = 0; i < count; i++) sum += entries[i].rows * entries[i].cols;
+  return sum;
 }
 
 SPT_CLONES static double decay_momentum(int64_t count, float beta, float weight, const float *gradient,
@@ -112,7 +118,8 @@ spt_status spt_cpu_factor_momentum(spt_backend *backend, int count, const spt_fa
     if (entry->x)
       scaled(elements, normalize ? (float)(1.0 / (sqrt(sum) + 1e-7)) : 1.0f, entry->momentum, entry->x, dtype);
   }
-  return spt_cpu_end(cpu, &backend->profile.optimizer);
+  return spt_cpu_end(cpu, spt_cost_flat(SPT_OP_MOMENTUM, count_elements(count, entries), 8,
+                                        4 + (entries[0].x ? (int)spt_dtype_size(dtype) : 0)));
 }
 
 SPT_CLONES static void add_scaled(int64_t count, float scale, const float *x, float *y) {
@@ -178,7 +185,7 @@ spt_status spt_cpu_power_iteration(spt_backend *backend, int count, const spt_fa
     float *own = scratch + 2 * longest * omp_get_thread_num();
     iterate(&entries[i], steps, own, own + longest);
   }
-  return spt_cpu_end(cpu, &backend->profile.optimizer);
+  return spt_cpu_end(cpu, spt_cost_flat(SPT_OP_POWER_ITERATION, count_elements(count, entries), 8 * steps, 0));
 }
 
 SPT_INLINE void update_loop(int64_t count, float keep, float rho, float *w, const void *x, bool bf16) {
@@ -201,7 +208,8 @@ spt_status spt_cpu_factor_update(spt_backend *backend, int count, const spt_fact
     const float rho = renormalize ? (float)((double)lr / ((double)*pair[0].sigma + (double)*pair[1].sigma + 1.0)) : lr;
     update_factor(entry->rows * entry->cols, keep, rho, entry->w, entry->x, dtype);
   }
-  return spt_cpu_end(cpu, &backend->profile.optimizer);
+  return spt_cpu_end(
+      cpu, spt_cost_flat(SPT_OP_FACTOR_UPDATE, count_elements(count, entries), 4 + (int)spt_dtype_size(dtype), 4));
 }
 
 typedef struct adamw_factors {
@@ -234,5 +242,5 @@ spt_status spt_cpu_adamw(spt_backend *backend, int64_t count, float *w, const fl
 #pragma omp parallel for num_threads(backend->threads) schedule(static)
   for (int64_t begin = 0; begin < count; begin += CHUNK)
     adamw_chunk(spt_min(CHUNK, count - begin), w + begin, gradient + begin, m + begin, v + begin, factors);
-  return spt_cpu_end(cpu, &backend->profile.optimizer);
+  return spt_cpu_end(cpu, spt_cost_flat(SPT_OP_ADAMW, count, 16, 12));
 }

@@ -2,24 +2,36 @@
  * the plan. */
 #include "trainer.h"
 
+#include "core/op_cost.h"
+
 #include <string.h>
 
 static void print_times(const trainer *t) {
   const trainer_times *times = &t->times;
-  const spt_backend_profile *inner = &t->backend->profile;
   const struct {
     const char *name;
     double seconds;
-  } rows[] = {{"data wait", times->data_wait},           {"forward and backward", times->model},
-              {"  matrix products", inner->gemm},        {"  attention", inner->attention},
-              {"  pointwise", inner->pointwise},         {"reduction wait", times->reduce_wait},
-              {"optimizer", times->optimizer},           {"parameter gather", times->gather},
-              {"compute copy", times->refresh},          {"(validation, beside the steps)", times->validation},
+  } rows[] = {{"data wait", times->data_wait},
+              {"forward and backward", times->model},
+              {"reduction wait", times->reduce_wait},
+              {"optimizer", times->optimizer},
+              {"parameter gather", times->gather},
+              {"compute copy", times->refresh},
+              {"(validation, beside the steps)", times->validation},
               {"(saves, beside the steps)", times->save}};
   trainer_progress_event("profile of rank 0: %.2f s in %lld steps", times->total, (long long)(t->step - t->first_step));
   for (size_t i = 0; i < sizeof rows / sizeof rows[0]; i++)
     trainer_progress_event("  %-32s %9.3f s %6.2f %%", rows[i].name, rows[i].seconds,
                            100 * rows[i].seconds / times->total);
+  for (int op = 0; op < SPT_OP_COUNT; op++)
+    for (int phase = 0; phase < 2; phase++) {
+      const spt_op_profile *row = &t->backend->profile.ops[op][phase];
+      if (row->calls == 0) continue;
+      trainer_progress_event("    %-20s %-9s %9.3f s %6.2f %%  products %9.3f s  %7.1f GFLOP/s  %6.1f GB/s",
+                             spt_op_name((spt_op)op), phase ? "backward" : "forward", row->seconds,
+                             100 * row->seconds / times->total, row->products, row->flops / row->seconds * 1e-9,
+                             row->bytes / row->seconds * 1e-9);
+    }
 }
 
 /* Smallest and largest over the ranks, and their sum. */

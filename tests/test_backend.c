@@ -30,7 +30,7 @@ static void test_open(void **state) {
     backend = open_cpu(i % 2 ? SPT_BACKEND_CPU : SPT_BACKEND_AUTO, cases[i].precision, cases[i].threads,
                        cases[i].local_ranks);
     const bool bf16 = cases[i].precision == SPT_PRECISION_BF16 ||
-                      (cases[i].precision == SPT_PRECISION_AUTO && spt_gemm_native_bf16());
+                      (cases[i].precision == SPT_PRECISION_AUTO && spt_gemm_bf16_unit());
     assert_int_equal(backend->act, bf16 ? SPT_BF16 : SPT_F32);
     if (cases[i].threads) assert_int_equal(backend->threads, cases[i].threads);
     assert_true(backend->threads >= 1);
@@ -50,14 +50,16 @@ static void test_peak_and_profile(void **state) {
   backend->profiling = true;
   OPS_OK(spt_backend_measure_peak(backend));
   assert_true(backend->peak_flops > 0.0);
-  assert_true(backend->profile.optimizer == 0.0); // the measurement does not count
+  assert_true(backend->profile.ops[SPT_OP_BATCHED_GEMM][0].calls == 0); // the measurement does not count
   void *memory;
   OPS_OK(backend->ops->alloc(backend, 1 << 22, &memory));
   assert_int_equal((uintptr_t)memory % 64, 0);
   for (int i = 0; i < 1 << 22; i++) assert_int_equal(((unsigned char *)memory)[i], 0);
   spt_control control = {0};
   OPS_OK(backend->ops->gradient_stats(backend, 1 << 20, memory, &control));
-  assert_true(backend->profile.optimizer > 0.0 && backend->profile.gemm == 0.0);
+  const spt_op_profile *row = &backend->profile.ops[SPT_OP_GRADIENT_STATS][0];
+  assert_true(row->calls == 1 && row->seconds > 0.0 && row->products == 0.0 && row->flops == 0.0);
+  assert_true(row->bytes == 4.0 * (1 << 20));
   backend->ops->free(backend, memory, 1 << 22);
   backend->ops->close(&backend);
 }

@@ -148,9 +148,42 @@ typedef struct spt_factor_entry {
 
 typedef struct spt_backend spt_backend;
 
-/* Share of time by kind, when profiling is on (seconds of wall time, per-thread time divided by threads). */
+/* The rows of a profile. SPT_OP_HEAD with backward is head, loss and their gradients together. */
+typedef enum {
+  SPT_OP_EMBEDDING,
+  SPT_OP_QKV,
+  SPT_OP_ATTENTION,
+  SPT_OP_O,
+  SPT_OP_GATE_UP,
+  SPT_OP_DOWN,
+  SPT_OP_HEAD,
+  SPT_OP_ZERO,
+  SPT_OP_GRADIENT_STATS,
+  SPT_OP_MOMENTUM,
+  SPT_OP_BATCHED_GEMM,
+  SPT_OP_POWER_ITERATION,
+  SPT_OP_FACTOR_UPDATE,
+  SPT_OP_ADAMW,
+  SPT_OP_PACK,
+  SPT_OP_COUNT
+} spt_op;
+
+/* What one call costs at least (op_cost.h). */
+typedef struct spt_op_cost {
+  spt_op op;
+  bool backward;
+  double flops, bytes;
+} spt_op_cost;
+
+/* Calls of one op in one phase, summed. */
+typedef struct spt_op_profile {
+  int64_t calls;
+  double seconds;  /* wall time */
+  double products; /* of it in matrix products: the threads' mean; attention's products are fused with the rest and not told apart */
+  double flops, bytes; /* spt_op_cost, summed */
+} spt_op_profile;
 typedef struct spt_backend_profile {
-  double gemm, attention, pointwise, optimizer;
+  spt_op_profile ops[SPT_OP_COUNT][2]; /* [op][backward] */
 } spt_backend_profile;
 
 typedef struct spt_ops {
@@ -204,6 +237,7 @@ struct spt_backend {
   int threads;
   char description[192];       /* "cpu, 2 threads, bf16 (AMX), oneDNN 2.6.3" */
   double peak_flops;           /* measured matrix-product rate of this backend for `act`, 0 = not measured */
+  double peak_bytes;           /* measured rate of moving memory, read and written bytes a second, 0 = not measured */
   bool profiling;
   spt_backend_profile profile; /* accumulated while profiling */
 };
