@@ -224,6 +224,8 @@ spt_status spt_cpu_open(spt_precision precision, int threads, int local_ranks, s
   spt_cpu *cpu = calloc(1, sizeof *cpu);
   if (!cpu) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for the CPU backend");
   cpu->base.ops = &cpu_ops;
+  cpu->simd = spt_simd_kernels_for(spt_gemm_isa());
+  cpu->attention_by_products = unit && strcmp(unit, "AMX") == 0;
   cpu->base.act = precision == SPT_PRECISION_BF16 || (precision == SPT_PRECISION_AUTO && unit) ? SPT_BF16 : SPT_F32;
   cpu->base.threads = threads > 0 ? threads : allowed_cpus() / (local_ranks > 0 ? local_ranks : 1);
   if (cpu->base.threads < 1) cpu->base.threads = 1;

@@ -4,7 +4,7 @@
 #define SPT_BACKEND_CPU_H
 
 #include "core/op_cost.h"
-#include "gemm_onednn.h"
+#include "simd_kernels.h"
 #include "vector_math.h"
 
 #define SPT_MESSAGE_MAX 512
@@ -16,16 +16,11 @@ typedef struct spt_cpu_thread {
   char message[SPT_MESSAGE_MAX];
 } spt_cpu_thread;
 
-/* cos and sin of pos·theta^(−2i/head_dim): (positions, head_dim/2) each */
-typedef struct spt_rope_table {
-  double theta;
-  int64_t head_dim, positions;
-  float *cosine, *sine;
-} spt_rope_table;
-
 typedef struct spt_cpu {
   spt_backend base;
   spt_cpu_thread *threads; /* [base.threads] */
+  const spt_simd_kernels *simd;
+  bool attention_by_products; /* whole matrix products instead of tiles: where those reach a unit that tiles do not, AMX */
   spt_rope_table rope;
   double *partial; /* fixed-order partial sums of the vector ops */
   int64_t partial_count;
@@ -42,6 +37,10 @@ spt_status spt_cpu_end(spt_cpu *cpu, spt_op_cost cost);
 /* spt_gemm on this thread; a failure is kept in the thread and ends the op. */
 void spt_cpu_gemm(spt_cpu_thread *thread, int64_t m, int64_t n, int64_t k, float alpha, spt_operand a, spt_operand b,
                   float beta, void *c, int64_t ldc, spt_dtype c_dtype);
+/* FLOPs of products done beside spt_cpu_gemm. */
+static inline void spt_cpu_count_flops(spt_cpu_thread *thread, double flops) {
+  spt_gemm_counters(thread->gemm)->flops += flops;
+}
 /* Type of packed weights: act, but fp32 where bf16 products are computed in fp32. */
 spt_dtype spt_cpu_weight_dtype(const spt_cpu *cpu);
 /* Misses of all threads' GEMM caches: constant once the shapes have been seen. For tests. */
@@ -57,42 +56,13 @@ static inline void *spt_carve_take(spt_carve *carve, int64_t count, size_t size)
   carve->used += ((size_t)count * size + 63) & ~(size_t)63;
   return piece;
 }
-static inline int64_t spt_min(int64_t a, int64_t b) {
-  return a < b ? a : b;
-}
-static inline int64_t spt_max(int64_t a, int64_t b) {
-  return a > b ? a : b;
-}
-static inline int64_t spt_blocks(int64_t count, int64_t block) {
-  return (count + block - 1) / block;
-}
-
-/* Rows. dst and src may be the same array where types agree. */
-void spt_convert(void *dst, spt_dtype dst_dtype, const void *src, spt_dtype src_dtype, int64_t count);
-/* h = x·rstd·gain by row; writes rstd (rows). */
-void spt_rmsnorm_forward(int64_t rows, int64_t n, double eps, const float *x, const float *gain, float *rstd, void *h,
-                         spt_dtype dtype);
-/* The same h from a kept rstd. */
-void spt_rmsnorm_apply(int64_t rows, int64_t n, const float *x, const float *gain, const float *rstd, void *h,
-                       spt_dtype dtype);
-/* dx += (or = without add) the gradient through the norm; dgain (n) is overwritten with the rows' sum. */
-void spt_rmsnorm_backward(int64_t rows, int64_t n, const float *x, const float *gain, const float *rstd,
-                          const float *dh, float *dx, bool add, float *dgain);
-/* h (rows, n) = silu(gate)·up, gate_up (rows, 2n) */
-void spt_swiglu_forward(int64_t rows, int64_t n, const void *gate_up, void *h, spt_dtype dtype);
-/* d_gate_up may be gate_up itself. */
-void spt_swiglu_backward(int64_t rows, int64_t n, const void *gate_up, const float *dh, void *d_gate_up,
-                         spt_dtype dtype);
 /* Makes the table cover `positions`. Allocates when shapes are new. */
 spt_status spt_rope_prepare(spt_cpu *cpu, double theta, int64_t head_dim, int64_t positions);
-/* Rotates the first `cols` columns of rows row0…row0+rows of z (leading dimension ld) in place; inverse: by the
- * negative angle. */
-void spt_rope_rotate(const spt_rope_table *table, int64_t row0, int64_t rows, int64_t seq_len, int64_t cols, void *z,
-                     int64_t ld, spt_dtype dtype, bool inverse);
 
 /* Ops (backend.h) and the workspace they need. */
 size_t spt_cpu_group_workspace(const spt_cpu *cpu, const spt_group_desc *desc, int64_t tokens, bool train);
 size_t spt_cpu_attention_workspace(const spt_cpu *cpu, int64_t seq_len, int64_t head_dim, bool train);
+size_t spt_cpu_attention_products_workspace(const spt_cpu *cpu, int64_t seq_len, int64_t head_dim, bool train);
 size_t spt_cpu_head_workspace(const spt_cpu *cpu, int64_t tokens, int64_t hidden, int64_t vocab, bool train);
 size_t spt_cpu_group_packed_bytes(spt_backend *backend, const spt_group_desc *desc);
 spt_status spt_cpu_group_pack(spt_backend *backend, const spt_group_desc *desc, const spt_group_tensors *masters,
@@ -107,6 +77,8 @@ spt_status spt_cpu_group_forward(spt_backend *backend, const spt_group_forward_a
 spt_status spt_cpu_group_backward(spt_backend *backend, const spt_group_backward_args *args);
 spt_status spt_cpu_attention_forward(spt_backend *backend, const spt_attention_args *args);
 spt_status spt_cpu_attention_backward(spt_backend *backend, const spt_attention_args *args);
+spt_status spt_cpu_attention_products_forward(spt_backend *backend, const spt_attention_args *args);
+spt_status spt_cpu_attention_products_backward(spt_backend *backend, const spt_attention_args *args);
 spt_status spt_cpu_head_loss(spt_backend *backend, const spt_head_loss_args *args);
 spt_status spt_cpu_batched_gemm(spt_backend *backend, const spt_gemm_batch *batch);
 spt_status spt_cpu_gradient_stats(spt_backend *backend, int64_t count, const float *g, spt_control *control);

@@ -12,6 +12,7 @@ enum { TILE = 512, GROUPS = 8, PIECE = 32, ROWS_MAX = 1024, BLOCK_BYTES = 32 << 
 typedef struct head_call {
   const spt_head_loss_args *args;
   const void *weights;
+  const spt_simd_kernels *simd;
   spt_dtype act, weight_dtype;
   int64_t rows, row0, count; // block size; first row and number of rows of the running block
   int64_t tiles, groups;
@@ -27,7 +28,7 @@ typedef struct head_call {
 } head_call;
 
 static head_call call_of(const spt_cpu *cpu, int64_t tokens, int64_t vocab) {
-  head_call call = {.act = cpu->base.act, .weight_dtype = spt_cpu_weight_dtype(cpu), .tiles = spt_blocks(vocab, TILE)};
+  head_call call = {.simd = cpu->simd, .act = cpu->base.act, .weight_dtype = spt_cpu_weight_dtype(cpu), .tiles = spt_blocks(vocab, TILE)};
   const int64_t fit = BLOCK_BYTES / (vocab * (int64_t)spt_dtype_size(call.act)) / 64 * 64;
   call.rows = spt_min(spt_max(64, spt_min(ROWS_MAX, fit)), spt_max(1, tokens));
   call.groups = spt_min(GROUPS, call.tiles);
@@ -65,32 +66,6 @@ spt_status spt_cpu_head_pack(spt_backend *backend, int64_t vocab, int64_t hidden
   return spt_cpu_group_pack(backend, &desc, &masters, weights);
 }
 
-SPT_INLINE float tile_maximum(int64_t n, const float *logits) {
-  float maximum = -INFINITY;
-#pragma omp simd reduction(max : maximum)
-  for (int64_t j = 0; j < n; j++) maximum = logits[j] > maximum ? logits[j] : maximum;
-  return maximum;
-}
-SPT_INLINE float exponentials(int64_t n, const float *logits, float maximum, void *e, bool bf16) {
-  float sum = 0.0f;
-#pragma omp simd reduction(+ : sum)
-  for (int64_t j = 0; j < n; j++) {
-    const float value = spt_exp(logits[j] - maximum);
-    sum += value;
-    spt_store(e, j, value, bf16);
-  }
-  return sum;
-}
-SPT_CLONES static void row_statistics(int64_t n, float *logits, void *e, spt_dtype dtype, float *maximum_p,
-                                      float *sum_p) {
-  const float maximum = tile_maximum(n, logits);
-  *maximum_p = maximum;
-  if (!e)
-    *sum_p = exponentials(n, logits, maximum, logits, false);
-  else
-    *sum_p = dtype == SPT_BF16 ? exponentials(n, logits, maximum, e, true) : exponentials(n, logits, maximum, e, false);
-}
-
 static spt_operand tile_weights(const head_call *call, int64_t column, bool transposed) {
   const int64_t hidden = call->args->hidden;
   return (spt_operand){spt_at(call->weights, column * hidden, call->weight_dtype), hidden, call->weight_dtype,
@@ -105,7 +80,7 @@ static void score_tile(const head_call *call, spt_cpu_thread *thread, int64_t ti
   for (int64_t i = 0; i < call->count; i++) {
     const int64_t target = args->targets[call->row0 + i] - column;
     if (target >= 0 && target < width) call->target[i] = logits[i * width + target];
-    row_statistics(width, logits + i * width, call->e ? spt_at(call->e, i * args->vocab + column, call->act) : NULL,
+    call->simd->softmax_row(width, logits + i * width, call->e ? spt_at(call->e, i * args->vocab + column, call->act) : NULL,
                    call->act, &call->maximum[tile * call->rows + i], &call->sum[tile * call->rows + i]);
   }
 }
@@ -126,14 +101,6 @@ static void finish_row(const head_call *call, int64_t i) {
   }
 }
 
-SPT_INLINE void scale_loop(int64_t n, float factor, void *e, bool bf16) {
-#pragma omp simd
-  for (int64_t j = 0; j < n; j++) spt_store(e, j, factor * spt_load(e, j, bf16), bf16);
-}
-SPT_CLONES static void scale_row(int64_t n, float factor, void *e, spt_dtype dtype) {
-  SPT_BY_DTYPE(dtype, scale_loop, n, factor, e);
-}
-
 static void gradient_tile(const head_call *call, spt_cpu_thread *thread, int64_t tile, float *dh, bool first) {
   const spt_head_loss_args *args = call->args;
   const int64_t column = tile * TILE, width = spt_min(TILE, args->vocab - column), hidden = args->hidden;
@@ -141,7 +108,7 @@ static void gradient_tile(const head_call *call, spt_cpu_thread *thread, int64_t
     const int64_t target = args->targets[call->row0 + i] - column;
     void *row = spt_at(call->e, i * args->vocab + column, call->act);
     const bool here = target >= 0 && target < width, bf16 = call->act == SPT_BF16;
-    scale_row(width, call->maximum[call->rows * tile + i], row, call->act);
+    call->simd->scale_row(width, call->maximum[call->rows * tile + i], row, call->act);
     if (here)
       spt_store(row, target, args->loss_scale * expm1f(-args->losses[call->row0 + i]),
                 bf16); // p − 1, without cancellation
@@ -155,18 +122,13 @@ static void gradient_tile(const head_call *call, spt_cpu_thread *thread, int64_t
                first ? 0.0f : 1.0f, dh, hidden, SPT_F32);
 }
 
-SPT_CLONES static void add_row(int64_t n, const float *from, float *to) {
-#pragma omp simd
-  for (int64_t i = 0; i < n; i++) to[i] += from[i];
-}
-
 /* Sums the groups' dh of a piece of rows in order and goes back through the norm. */
 static void finish_piece(const head_call *call, int64_t piece) {
   const spt_head_loss_args *args = call->args;
   const int64_t n = args->hidden, i0 = piece * PIECE, rows = spt_min(PIECE, call->count - i0);
   for (int64_t group = 1; group < call->groups; group++)
-    add_row(rows * n, call->dh + (group * call->rows + i0) * n, call->dh + i0 * n);
-  spt_rmsnorm_backward(rows, n, args->x + (call->row0 + i0) * n, args->gain, call->rstd + i0, call->dh + i0 * n,
+    call->simd->add_row(rows * n, call->dh + (group * call->rows + i0) * n, call->dh + i0 * n);
+  call->simd->rmsnorm_backward(rows, n, args->x + (call->row0 + i0) * n, args->gain, call->rstd + i0, call->dh + i0 * n,
                        args->dx + (call->row0 + i0) * n, false, call->dgain + piece * n);
 }
 
@@ -177,7 +139,7 @@ static void run_block(const head_call *call, spt_cpu_thread *thread) {
 #pragma omp for schedule(static)
   for (int64_t piece = 0; piece < pieces; piece++) {
     const int64_t i0 = piece * PIECE, rows = spt_min(PIECE, call->count - i0);
-    spt_rmsnorm_forward(rows, n, args->norm_eps, args->x + (call->row0 + i0) * n, args->gain, call->rstd + i0,
+    call->simd->rmsnorm_forward(rows, n, args->norm_eps, args->x + (call->row0 + i0) * n, args->gain, call->rstd + i0,
                         spt_at(call->h, i0 * n, call->act), call->act);
   }
 #pragma omp for schedule(static, 1)

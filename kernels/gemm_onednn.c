@@ -1,5 +1,6 @@
 #include "gemm_onednn.h"
 
+#include "simd_kernels.h"
 #include "vector_math.h"
 
 #include <omp.h>
@@ -7,8 +8,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
-
-void spt_convert(void *dst, spt_dtype dst_dtype, const void *src, spt_dtype src_dtype, int64_t count);
 
 /* What a product's primitive depends on. Compared bytewise, so it has no padding. */
 typedef struct gemm_key {
@@ -32,6 +31,7 @@ typedef struct grown_buffer {
 struct spt_gemm_context {
   dnnl_engine_t engine;
   dnnl_stream_t stream;
+  const spt_simd_kernels *simd;
   bool native_bf16, timing;
   gemm_entry *entries; /* open addressing, capacity a power of two */
   int64_t capacity, used;
@@ -151,6 +151,7 @@ static spt_status open_engine(spt_gemm_context *context) {
 spt_status spt_gemm_open(bool native_bf16, spt_gemm_context **context_p) {
   spt_gemm_context *context = calloc(1, sizeof *context);
   if (!context) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for a GEMM context");
+  context->simd = spt_simd_kernels_for(spt_gemm_isa());
   context->native_bf16 = native_bf16;
   const spt_status status = open_engine(context);
   if (status != SPT_OK) {
@@ -337,7 +338,7 @@ static spt_status widen(spt_gemm_context *context, grown_buffer *buffer, int64_t
                         spt_operand *operand) {
   SPT_TRY(grow(context, buffer, (size_t)(rows * cols) * sizeof(float)));
   for (int64_t i = 0; i < rows; i++)
-    spt_convert((float *)buffer->data + i * cols, SPT_F32, (const uint16_t *)operand->data + i * operand->ld, SPT_BF16,
+    context->simd->convert((float *)buffer->data + i * cols, SPT_F32, (const uint16_t *)operand->data + i * operand->ld, SPT_BF16,
                 cols);
   operand->data = buffer->data;
   operand->ld = cols;
@@ -355,9 +356,9 @@ static spt_status multiply(spt_gemm_context *context, int64_t m, int64_t n, int6
   SPT_TRY(grow(context, &context->wide_c, (size_t)(m * n) * sizeof(float)));
   float *wide = context->wide_c.data;
   if (beta != 0.0f)
-    for (int64_t i = 0; i < m; i++) spt_convert(wide + i * n, SPT_F32, (uint16_t *)c + i * ldc, SPT_BF16, n);
+    for (int64_t i = 0; i < m; i++) context->simd->convert(wide + i * n, SPT_F32, (uint16_t *)c + i * ldc, SPT_BF16, n);
   SPT_TRY(execute(context, m, n, k, alpha, a, b, beta, wide, n, SPT_F32));
-  for (int64_t i = 0; i < m; i++) spt_convert((uint16_t *)c + i * ldc, SPT_BF16, wide + i * n, SPT_F32, n);
+  for (int64_t i = 0; i < m; i++) context->simd->convert((uint16_t *)c + i * ldc, SPT_BF16, wide + i * n, SPT_F32, n);
   return SPT_OK;
 }
 
@@ -369,6 +370,7 @@ spt_status spt_gemm(spt_gemm_context *context, int64_t m, int64_t n, int64_t k, 
     return SPT_OK;
   }
   context->counts.calls++;
+  context->counts.flops += 2.0 * (double)m * (double)n * (double)k;
   const double began = context->timing ? now() : 0.0;
   const spt_status status = multiply(context, m, n, k, alpha, a, b, beta, c, ldc, c_dtype);
   if (context->timing) context->counts.seconds += now() - began;

@@ -34,11 +34,11 @@ void spt_gemm_enter(void);
  * B have one dtype; C is fp32 or that dtype. SPT_ERR_RESOURCE when oneDNN fails. */
 spt_status spt_gemm(spt_gemm_context *context, int64_t m, int64_t n, int64_t k, float alpha, spt_operand a,
                     spt_operand b, float beta, void *c, int64_t ldc, spt_dtype c_dtype);
-/* Products so far, of these the ones that had to create a primitive or grow a buffer, and seconds in them while
- * `timing`. */
+/* Products so far, of these the ones that had to create a primitive or grow a buffer, their FLOPs (2·m·n·k), and
+ * seconds in them while `timing`. */
 typedef struct spt_gemm_counts {
   int64_t calls, misses;
-  double seconds;
+  double flops, seconds;
 } spt_gemm_counts;
 spt_gemm_counts *spt_gemm_counters(spt_gemm_context *context);
 void spt_gemm_set_timing(spt_gemm_context *context, bool timing);

@@ -28,9 +28,9 @@ size_t spt_cpu_group_packed_bytes(spt_backend *backend, const spt_group_desc *de
 }
 
 /* Converts to act (the rounding that products see), stored as `dtype`. */
-static void pack_row(spt_dtype act, spt_dtype dtype, const float *src, void *dst, int64_t count) {
+static void pack_row(const spt_cpu *cpu, spt_dtype act, spt_dtype dtype, const float *src, void *dst, int64_t count) {
   if (act == dtype) {
-    spt_convert(dst, dtype, src, SPT_F32, count);
+    cpu->simd->convert(dst, dtype, src, SPT_F32, count);
     return;
   }
   for (int64_t i = 0; i < count; i++) ((float *)dst)[i] = spt_from_bf16(spt_to_bf16(src[i]));
@@ -48,10 +48,10 @@ spt_status spt_cpu_group_pack(spt_backend *backend, const spt_group_desc *desc, 
       const int64_t r = desc->factor_rank[j], inner = r > 0 ? r : n;
 #pragma omp for schedule(static) nowait
       for (int64_t i = 0; i < (r > 0 ? n : 0); i++)
-        pack_row(act, dtype, masters->b[j] + i * r, spt_at(weights, i * total_rank + column, dtype), r);
+        pack_row(cpu, act, dtype, masters->b[j] + i * r, spt_at(weights, i * total_rank + column, dtype), r);
 #pragma omp for schedule(static) nowait
       for (int64_t i = 0; i < desc->out_dim[j]; i++)
-        pack_row(act, dtype, masters->a[j] + i * inner, spt_at(weights, layout.a[j] + i * inner, dtype), inner);
+        pack_row(cpu, act, dtype, masters->a[j] + i * inner, spt_at(weights, layout.a[j] + i * inner, dtype), inner);
     }
   }
   return spt_cpu_end(cpu, spt_cost_group_pack(desc, dtype));
@@ -68,6 +68,7 @@ static int64_t block_rows(const spt_group_desc *desc, int64_t tokens) {
 typedef struct group_call {
   const spt_group_desc *desc;
   const spt_rope_table *rope;
+  const spt_simd_kernels *simd;
   spt_dtype act, weight_dtype;
   packed_layout layout;
   int64_t tokens, seq_len, rows, blocks, out, rank;
@@ -82,6 +83,7 @@ typedef struct group_call {
 static group_call call_of(const spt_cpu *cpu, const spt_group_desc *desc, int64_t tokens) {
   group_call call = {.desc = desc,
                      .rope = &cpu->rope,
+                     .simd = cpu->simd,
                      .act = cpu->base.act,
                      .weight_dtype = spt_cpu_weight_dtype(cpu),
                      .layout = layout_of(desc),
@@ -140,10 +142,10 @@ static void forward_block(const group_call *call, const spt_group_forward_args *
                 r = call->rank;
   const void *h = scratch;
   if (desc->prologue == SPT_PROLOGUE_RMSNORM)
-    spt_rmsnorm_forward(rows, n, desc->norm_eps, (const float *)args->x + row0 * n, args->gain, args->rstd + row0,
+    call->simd->rmsnorm_forward(rows, n, desc->norm_eps, (const float *)args->x + row0 * n, args->gain, args->rstd + row0,
                         scratch, act);
   else if (desc->prologue == SPT_PROLOGUE_SWIGLU)
-    spt_swiglu_forward(rows, n, spt_at(args->x, 2 * row0 * n, act), scratch, act);
+    call->simd->swiglu_forward(rows, n, spt_at(args->x, 2 * row0 * n, act), scratch, act);
   else
     h = spt_at(args->x, row0 * n, act);
   if (r > 0)
@@ -167,7 +169,7 @@ static void forward_block(const group_call *call, const spt_group_forward_args *
     t_column += r_j;
   }
   if (desc->epilogue == SPT_EPILOGUE_ROPE)
-    spt_rope_rotate(call->rope, row0, rows, call->seq_len, desc->out_dim[0] + (desc->count > 1 ? desc->out_dim[1] : 0),
+    call->simd->rope_rotate(call->rope, row0, rows, call->seq_len, desc->out_dim[0] + (desc->count > 1 ? desc->out_dim[1] : 0),
                     y, call->out, act, false);
 }
 
@@ -190,23 +192,21 @@ spt_status spt_cpu_group_forward(spt_backend *backend, const spt_group_forward_a
   return spt_cpu_end(cpu, spt_cost_group(desc, args->tokens, backend->act, false));
 }
 
-/* h again, for the weight gradients; dz in act, unrotated. */
+/* h again, for the weight gradients (behind SwiGLU later, with the gradient through it); dz in act, unrotated. */
 static void backward_inputs(const group_call *call, const spt_group_backward_args *args, int64_t row0, int64_t rows) {
   const spt_group_desc *desc = call->desc;
   const spt_dtype act = call->act;
   const int64_t n = desc->in_dim;
   void *h = spt_at(call->h, row0 * n, act);
   if (desc->prologue == SPT_PROLOGUE_RMSNORM)
-    spt_rmsnorm_apply(rows, n, (const float *)args->x + row0 * n, args->gain, args->rstd + row0, h, act);
-  else if (desc->prologue == SPT_PROLOGUE_SWIGLU)
-    spt_swiglu_forward(rows, n, spt_at(args->x, 2 * row0 * n, act), h, act);
-  else if (args->dx == args->x)
+    call->simd->rmsnorm_apply(rows, n, (const float *)args->x + row0 * n, args->gain, args->rstd + row0, h, act);
+  else if (desc->prologue == SPT_PROLOGUE_NONE && args->dx == args->x)
     memcpy(h, spt_at(args->x, row0 * n, act), (size_t)(rows * n) * spt_dtype_size(act));
   if (desc->epilogue == SPT_EPILOGUE_RESIDUAL)
-    spt_convert(spt_at(call->dz, row0 * call->out, act), act, (const float *)args->dy + row0 * call->out, SPT_F32,
+    call->simd->convert(spt_at(call->dz, row0 * call->out, act), act, (const float *)args->dy + row0 * call->out, SPT_F32,
                 rows * call->out);
   else if (desc->epilogue == SPT_EPILOGUE_ROPE)
-    spt_rope_rotate(call->rope, row0, rows, call->seq_len, desc->out_dim[0] + (desc->count > 1 ? desc->out_dim[1] : 0),
+    call->simd->rope_rotate(call->rope, row0, rows, call->seq_len, desc->out_dim[0] + (desc->count > 1 ? desc->out_dim[1] : 0),
                     spt_at(args->dy, row0 * call->out, act), call->out, act, true);
 }
 
@@ -237,10 +237,11 @@ static void backward_block(const group_call *call, const spt_group_backward_args
                  target_dtype);
   }
   if (desc->prologue == SPT_PROLOGUE_RMSNORM)
-    spt_rmsnorm_backward(rows, n, (const float *)args->x + row0 * n, args->gain, args->rstd + row0, dh,
+    call->simd->rmsnorm_backward(rows, n, (const float *)args->x + row0 * n, args->gain, args->rstd + row0, dh,
                          args->dx_residual + row0 * n, true, call->dgain + block * n);
   else if (desc->prologue == SPT_PROLOGUE_SWIGLU)
-    spt_swiglu_backward(rows, n, spt_at(args->x, 2 * row0 * n, act), dh, spt_at(args->dx, 2 * row0 * n, act), act);
+    call->simd->swiglu_backward(rows, n, spt_at(args->x, 2 * row0 * n, act), dh, spt_at(call->h, row0 * n, act),
+                                spt_at(args->dx, 2 * row0 * n, act), act);
 }
 
 /* One gradient += leftᵀ·right over all tokens; a task takes some rows of the gradient and goes through the tokens in

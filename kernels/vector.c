@@ -7,24 +7,6 @@
 
 enum { CHUNK = 1 << 16 }; // elements of a task in ops on flat arrays
 
-SPT_CLONES static void widen(float *dst, const uint16_t *src, int64_t count) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; i++) dst[i] = spt_from_bf16(src[i]);
-}
-SPT_CLONES static void narrow(uint16_t *dst, const float *src, int64_t count) {
-#pragma omp simd
-  for (int64_t i = 0; i < count; i++) dst[i] = spt_to_bf16(src[i]);
-}
-
-void spt_convert(void *dst, spt_dtype dst_dtype, const void *src, spt_dtype src_dtype, int64_t count) {
-  if (dst_dtype == src_dtype)
-    memmove(dst, src, (size_t)count * spt_dtype_size(dst_dtype));
-  else if (dst_dtype == SPT_BF16)
-    narrow(dst, src, count);
-  else
-    widen(dst, src, count);
-}
-
 spt_status spt_cpu_batched_gemm(spt_backend *backend, const spt_gemm_batch *batch) {
   spt_cpu *cpu = spt_cpu_begin(backend);
   const int64_t lda = batch->transpose_a ? batch->m : batch->k, ldb = batch->transpose_b ? batch->k : batch->n;

@@ -26,6 +26,16 @@
       function(__VA_ARGS__, false);                                                                                    \
   } while (0)
 
+static inline int64_t spt_min(int64_t a, int64_t b) {
+  return a < b ? a : b;
+}
+static inline int64_t spt_max(int64_t a, int64_t b) {
+  return a > b ? a : b;
+}
+static inline int64_t spt_blocks(int64_t count, int64_t block) {
+  return (count + block - 1) / block;
+}
+
 SPT_INLINE float spt_bits_to_float(uint32_t bits) {
   float value;
   memcpy(&value, &bits, sizeof value);
