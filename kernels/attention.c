@@ -53,24 +53,31 @@ static spt_attention_scratch scratch_of(const spt_attention_args *args, spt_dtyp
   return s;
 }
 
+/* Row `row`, head `head` of q (0), k (1) or v (2), which lie one after another. */
+static void *head_at(const spt_attention_args *args, const void *qkv, int matrix, int64_t row, int64_t head, spt_dtype act) {
+  const int64_t tokens = args->sequences * args->seq_len, d = args->head_dim;
+  const int64_t before = matrix == 0 ? 0 : args->heads + (matrix - 1) * args->kv_heads;
+  return spt_at(qkv, (tokens * before + row * (matrix == 0 ? args->heads : args->kv_heads) + head) * d, act);
+}
+
 static spt_attention_tile tile_of(const spt_attention_args *args, spt_dtype act, int64_t sequence, int64_t head) {
-  const int64_t d = args->head_dim, row0 = sequence * args->seq_len, width = (args->heads + 2 * args->kv_heads) * d;
-  const int64_t kv = head * args->kv_heads / args->heads, o_width = args->heads * d;
+  const int64_t d = args->head_dim, row0 = sequence * args->seq_len, width = args->heads * d;
+  const int64_t kv = head * args->kv_heads / args->heads;
   return (spt_attention_tile){
       .seq_len = args->seq_len,
       .head_dim = d,
       .width = width,
-      .o_width = o_width,
+      .kv_width = args->kv_heads * d,
       .query_end = args->seq_len,
       .scale = (float)(1.0 / sqrt((double)d)),
       .act = act,
-      .q = spt_at(args->qkv, row0 * width + head * d, act),
-      .k = spt_at(args->qkv, row0 * width + (args->heads + kv) * d, act),
-      .v = spt_at(args->qkv, row0 * width + (args->heads + args->kv_heads + kv) * d, act),
-      .d_o = args->d_o ? spt_at(args->d_o, row0 * o_width + head * d, act) : NULL,
-      .o = spt_at(args->o, row0 * o_width + head * d, act),
+      .q = head_at(args, args->qkv, 0, row0, head, act),
+      .k = head_at(args, args->qkv, 1, row0, kv, act),
+      .v = head_at(args, args->qkv, 2, row0, kv, act),
+      .d_o = args->d_o ? spt_at(args->d_o, row0 * width + head * d, act) : NULL,
+      .o = spt_at(args->o, row0 * width + head * d, act),
       .lse = args->lse + (sequence * args->heads + head) * args->seq_len,
-      .dq = args->dqkv ? spt_at(args->dqkv, row0 * width + head * d, act) : NULL,
+      .dq = args->dqkv ? head_at(args, args->dqkv, 0, row0, head, act) : NULL,
   };
 }
 
@@ -104,7 +111,6 @@ static void backward_task(spt_cpu *cpu, spt_cpu_thread *thread, const spt_attent
   const spt_dtype act = cpu->base.act;
   const int64_t d = args->head_dim, padded = spt_attention_padded(d), group = args->heads / args->kv_heads;
   const int64_t sequence = task / args->kv_heads, kv = task % args->kv_heads;
-  const int64_t width = (args->heads + 2 * args->kv_heads) * d;
   memset(scratch->dk, 0, (size_t)(2 * args->seq_len * padded) * sizeof(float));
   for (int64_t head = kv * group; head < (kv + 1) * group; head++) {
     spt_attention_tile tile = tile_of(args, act, sequence, head);
@@ -114,9 +120,9 @@ static void backward_task(spt_cpu *cpu, spt_cpu_thread *thread, const spt_attent
   }
   cpu->simd->scale_row(args->seq_len * padded, (float)(1.0 / sqrt((double)d)), scratch->dk, SPT_F32);
   for (int64_t i = 0; i < args->seq_len; i++) {
-    const int64_t row = (sequence * args->seq_len + i) * width + (args->heads + kv) * d;
-    cpu->simd->convert(spt_at(args->dqkv, row, act), act, scratch->dk + i * padded, SPT_F32, d);
-    cpu->simd->convert(spt_at(args->dqkv, row + args->kv_heads * d, act), act, scratch->dv + i * padded, SPT_F32, d);
+    const int64_t row = sequence * args->seq_len + i;
+    cpu->simd->convert(head_at(args, args->dqkv, 1, row, kv, act), act, scratch->dk + i * padded, SPT_F32, d);
+    cpu->simd->convert(head_at(args, args->dqkv, 2, row, kv, act), act, scratch->dv + i * padded, SPT_F32, d);
   }
 }
 

@@ -92,24 +92,22 @@ SPT_CLONES static void scale_row(int64_t n, float scale, float *row) {
   for (int64_t i = 0; i < n; i++) row[i] *= scale;
 }
 
-/* Where one head's vectors lie in the activation matrices. */
+/* Where one head's vectors lie: first row of the sequence, leading dimension the matrix's width. */
 typedef struct head_view {
-  spt_operand q, k, v; // first row of the sequence; leading dimension = width
-  int64_t row0, o_column, o_width, q_column, k_column, v_column, width;
+  spt_operand q, k, v;
+  int64_t row0, o_column, width, q_at, k_at, v_at; // the last three: its first row in qkv, in elements
 } head_view;
 
 static head_view view_of(const spt_attention_args *args, int64_t sequence, int64_t head, spt_dtype act) {
-  const int64_t d = args->head_dim, kv = head * args->kv_heads / args->heads;
-  head_view v = {.row0 = sequence * args->seq_len,
-                 .width = (args->heads + 2 * args->kv_heads) * d,
-                 .o_width = args->heads * d,
-                 .o_column = head * d,
-                 .q_column = head * d,
-                 .k_column = (args->heads + kv) * d,
-                 .v_column = (args->heads + args->kv_heads + kv) * d};
-  v.q = (spt_operand){spt_at(args->qkv, v.row0 * v.width + v.q_column, act), v.width, act, false};
-  v.k = (spt_operand){spt_at(args->qkv, v.row0 * v.width + v.k_column, act), v.width, act, false};
-  v.v = (spt_operand){spt_at(args->qkv, v.row0 * v.width + v.v_column, act), v.width, act, false};
+  const int64_t d = args->head_dim, kv = head * args->kv_heads / args->heads, row0 = sequence * args->seq_len,
+                tokens = args->sequences * args->seq_len, kv_width = args->kv_heads * d;
+  head_view v = {.row0 = row0, .width = args->heads * d, .o_column = head * d};
+  v.q_at = row0 * v.width + head * d;
+  v.k_at = tokens * v.width + row0 * kv_width + kv * d;
+  v.v_at = v.k_at + tokens * kv_width;
+  v.q = (spt_operand){spt_at(args->qkv, v.q_at, act), v.width, act, false};
+  v.k = (spt_operand){spt_at(args->qkv, v.k_at, act), kv_width, act, false};
+  v.v = (spt_operand){spt_at(args->qkv, v.v_at, act), kv_width, act, false};
   return v;
 }
 static spt_operand from_row(spt_operand operand, int64_t row, bool transposed) {
@@ -136,7 +134,7 @@ static void forward_block(const spt_attention_args *args, spt_cpu_thread *thread
   }
   for (int64_t i = 0; i < rows; i++) {
     store_scaled(d, 1.0f / sum[i], s->out + i * d,
-                 spt_at(args->o, (view->row0 + query0 + i) * view->o_width + view->o_column, act), act);
+                 spt_at(args->o, (view->row0 + query0 + i) * view->width + view->o_column, act), act);
     lse[query0 + i] = maximum[i] + logf(sum[i]);
   }
 }
@@ -198,12 +196,12 @@ static void backward_block(const spt_cpu *cpu, const spt_attention_args *args, s
                            const head_view *view, int64_t query0, const float *lse, spt_dtype act) {
   const int64_t d = args->head_dim, rows = spt_min(QUERIES, args->seq_len - query0), end = query0 + rows;
   const float scale = (float)(1.0 / sqrt((double)d));
-  const int64_t o_at = (view->row0 + query0) * view->o_width + view->o_column;
-  const spt_operand d_o = {spt_at(args->d_o, o_at, act), view->o_width, act, false};
+  const int64_t o_at = (view->row0 + query0) * view->width + view->o_column;
+  const spt_operand d_o = {spt_at(args->d_o, o_at, act), view->width, act, false};
   const spt_operand probs_t = {s->probs, 0, act, true}, d_scores = {s->d_scores, 0, act, false};
   for (int64_t i = 0; i < rows; i++) // delta = Σ o·do
-    s->row[i] = dot_act(d, spt_at(args->o, o_at + i * view->o_width, act),
-                        spt_at(args->d_o, o_at + i * view->o_width, act), act);
+    s->row[i] = dot_act(d, spt_at(args->o, o_at + i * view->width, act),
+                        spt_at(args->d_o, o_at + i * view->width, act), act);
   for (int64_t key0 = 0; key0 < end; key0 += KEYS) {
     const int64_t keys = spt_min(KEYS, end - key0);
     spt_operand p = probs_t, ds = d_scores, ds_t = d_scores;
@@ -220,7 +218,7 @@ static void backward_block(const spt_cpu *cpu, const spt_attention_args *args, s
                  SPT_F32);
   }
   for (int64_t i = 0; i < rows; i++)
-    cpu->simd->convert(spt_at(args->dqkv, (view->row0 + query0 + i) * view->width + view->q_column, act), act, s->out + i * d,
+    cpu->simd->convert(spt_at(args->dqkv, view->q_at + (query0 + i) * view->width, act), act, s->out + i * d,
                 SPT_F32, d);
 }
 
@@ -248,9 +246,9 @@ spt_status spt_cpu_attention_products_backward(spt_backend *backend, const spt_a
                          act);
       }
       for (int64_t i = 0; i < seq_len; i++) {
-        cpu->simd->convert(spt_at(args->dqkv, (view.row0 + i) * view.width + view.k_column, act), act, scratch.dk + i * d,
+        cpu->simd->convert(spt_at(args->dqkv, view.k_at + i * view.k.ld, act), act, scratch.dk + i * d,
                     SPT_F32, d);
-        cpu->simd->convert(spt_at(args->dqkv, (view.row0 + i) * view.width + view.v_column, act), act, scratch.dv + i * d,
+        cpu->simd->convert(spt_at(args->dqkv, view.v_at + i * view.v.ld, act), act, scratch.dv + i * d,
                     SPT_F32, d);
       }
     }

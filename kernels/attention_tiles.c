@@ -188,12 +188,12 @@ static operands open_operands(const spt_attention_tile *t, int64_t rows) {
   const bool in_place = paired(t) || t->act == SPT_F32;
   if (in_place) {
     const int64_t per_word = t->act == SPT_BF16 ? 2 : 1;
-    return (operands){t->k, t->v, t->width / per_word};
+    return (operands){t->k, t->v, t->kv_width / per_word};
   }
   const int64_t d = t->head_dim;
   for (int64_t i = 0; i < rows; i++) {
-    SPT_SIMD(convert)(t->scratch.k + i * d, SPT_F32, (const uint16_t *)t->k + i * t->width, SPT_BF16, d);
-    SPT_SIMD(convert)(t->scratch.v + i * d, SPT_F32, (const uint16_t *)t->v + i * t->width, SPT_BF16, d);
+    SPT_SIMD(convert)(t->scratch.k + i * d, SPT_F32, (const uint16_t *)t->k + i * t->kv_width, SPT_BF16, d);
+    SPT_SIMD(convert)(t->scratch.v + i * d, SPT_F32, (const uint16_t *)t->v + i * t->kv_width, SPT_BF16, d);
   }
   return (operands){(const uint32_t *)(const void *)t->scratch.k, (const uint32_t *)(const void *)t->scratch.v, d};
 }
@@ -304,7 +304,7 @@ static void forward_block(spt_attention_tile *t, const operands *in, int64_t que
   for (int64_t key0 = 0; key0 < query0 + rows; key0 += SPT_TILE_KEYS) {
     const int64_t keys = spt_min(SPT_TILE_KEYS, query0 + rows - key0);
     const uint32_t *v = bf16 ? s->pairs : in->v + key0 * in->ld;
-    if (bf16) pack_rows(t, t->v, t->width, key0, keys, s->pairs, true);
+    if (bf16) pack_rows(t, t->v, t->kv_width, key0, keys, s->pairs, true);
     for (int64_t at = 0; at < rows; at += GROUP) {
       group_state g;
       if (!group_chunk(query0 + at, rows - at, key0, keys, &g)) continue;
@@ -327,7 +327,7 @@ static void forward_block(spt_attention_tile *t, const operands *in, int64_t que
   for (int64_t i = 0; i < rows; i++) t->lse[query0 + i] = maximum[i] * t->scale + logf(sum[i]);
   for (int64_t i = 0; i < SPT_TILE_QUERIES; i++) sum[i] = i < rows ? 1.0f / sum[i] : 0.0f;
   for (int64_t at = 0; at < rows; at += GROUP)
-    unpack_columns(t, s->out + at * d, sum + at, t->o, t->o_width, query0 + at, rows - at);
+    unpack_columns(t, s->out + at * d, sum + at, t->o, t->width, query0 + at, rows - at);
 }
 
 void SPT_SIMD(attention_tile_forward)(spt_attention_tile *t) {
@@ -349,7 +349,7 @@ static void row_terms(const spt_attention_tile *t, int64_t query0, int64_t rows,
   for (int64_t i = 0; i < SPT_TILE_QUERIES; i++) {
     lse2[i] = delta[i] = 0.0f;
     if (i >= rows) continue;
-    const int64_t at = (query0 + i) * t->o_width;
+    const int64_t at = (query0 + i) * t->width;
     vf sum = vf_zero();
     int64_t c = 0;
     for (; c + SPT_LANES <= t->head_dim; c += SPT_LANES)
@@ -445,16 +445,16 @@ static void backward_block(spt_attention_tile *t, const operands *in, int64_t qu
   row_terms(t, query0, rows, lse2, delta);
   for (int64_t at = 0; at < rows; at += GROUP) {
     pack_columns(t, t->q, t->width, query0 + at, rows - at, words, s->q + at * words, bf16);
-    pack_columns(t, t->d_o, t->o_width, query0 + at, rows - at, words, s->d_o + at * words, bf16);
+    pack_columns(t, t->d_o, t->width, query0 + at, rows - at, words, s->d_o + at * words, bf16);
   }
   const int64_t whole = SPT_TILE_QUERIES / per_word * padded;
   if (rows % GROUP) memset(s->q_rows, 0, (size_t)whole * 4), memset(s->do_rows, 0, (size_t)whole * 4);
   pack_rows(t, t->q, t->width, query0, rows, s->q_rows, bf16);
-  pack_rows(t, t->d_o, t->o_width, query0, rows, s->do_rows, bf16);
+  pack_rows(t, t->d_o, t->width, query0, rows, s->do_rows, bf16);
   for (int64_t key0 = 0; key0 < query0 + rows; key0 += SPT_TILE_KEYS) {
     const int64_t keys = spt_min(SPT_TILE_KEYS, query0 + rows - key0);
     const uint32_t *k = bf16 ? s->pairs : in->k + key0 * in->ld;
-    if (bf16) pack_rows(t, t->k, t->width, key0, keys, s->pairs, true);
+    if (bf16) pack_rows(t, t->k, t->kv_width, key0, keys, s->pairs, true);
     int64_t first = rows; // of the queries that see any of these keys
     for (int64_t at = 0; at < rows; at += GROUP) {
       group_state g;

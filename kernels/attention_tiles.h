@@ -25,14 +25,14 @@ typedef struct spt_attention_scratch {
 /* Work of one head of one sequence. Pointers are to its first row, at the head's first column. */
 typedef struct spt_attention_tile {
   int64_t seq_len, head_dim;
-  int64_t width, o_width;        /* leading dimensions of q, k, v and of o */
+  int64_t width, kv_width;        /* leading dimensions of q, o and their gradients; of k and v */
   int64_t query_begin, query_end; /* forward: these queries; begin a multiple of SPT_TILE_QUERIES. backward: all */
   float scale;                   /* 1/√head_dim */
   spt_dtype act;
   const void *q, *k, *v, *d_o;
   void *o;                       /* forward: out */
   float *lse;                    /* (seq_len) out in forward */
-  void *dq;                      /* backward: out, leading dimension width */
+  void *dq;                      /* backward: out */
   spt_attention_scratch scratch; /* backward adds to scratch.dk (without the factor scale) and scratch.dv */
   double flops;                  /* executed in products, added to */
 } spt_attention_tile;

@@ -18,7 +18,7 @@ typedef struct head_call {
   int64_t tiles, groups;
   void *h;        // act (rows, hidden)
   float *rstd;    // (rows)
-  void *e;        // act (rows, vocab); without train one tile a thread is not even kept
+  void *e;        // act, by tiles: (rows, TILE) each; NULL without train
   float *maximum; // (tiles, rows), later the factor exp(maximum − lse)
   float *sum;     // (tiles, rows)
   float *target;  // (rows) logit of the target
@@ -35,7 +35,7 @@ static head_call call_of(const spt_cpu *cpu, int64_t tokens, int64_t vocab) {
   return call;
 }
 
-static size_t carve(const spt_cpu *cpu, head_call *call, int64_t hidden, int64_t vocab, bool train, void *workspace) {
+static size_t carve(const spt_cpu *cpu, head_call *call, int64_t hidden, bool train, void *workspace) {
   spt_carve carve = {workspace, 0};
   call->h = spt_carve_take(&carve, call->rows * hidden, spt_dtype_size(call->act));
   call->rstd = spt_carve_take(&carve, call->rows, sizeof(float));
@@ -44,7 +44,7 @@ static size_t carve(const spt_cpu *cpu, head_call *call, int64_t hidden, int64_t
   call->target = spt_carve_take(&carve, call->rows, sizeof(float));
   call->logits = spt_carve_take(&carve, cpu->base.threads * call->rows * TILE, sizeof(float));
   if (train) {
-    call->e = spt_carve_take(&carve, call->rows * vocab, spt_dtype_size(call->act));
+    call->e = spt_carve_take(&carve, call->tiles * call->rows * TILE, spt_dtype_size(call->act));
     call->dh = spt_carve_take(&carve, call->groups * call->rows * hidden, sizeof(float));
     call->dgain = spt_carve_take(&carve, spt_blocks(call->rows, PIECE) * hidden, sizeof(float));
   }
@@ -53,7 +53,7 @@ static size_t carve(const spt_cpu *cpu, head_call *call, int64_t hidden, int64_t
 
 size_t spt_cpu_head_workspace(const spt_cpu *cpu, int64_t tokens, int64_t hidden, int64_t vocab, bool train) {
   head_call call = call_of(cpu, tokens, vocab);
-  return carve(cpu, &call, hidden, vocab, train, NULL);
+  return carve(cpu, &call, hidden, train, NULL);
 }
 
 size_t spt_cpu_head_packed_bytes(spt_backend *backend, int64_t vocab, int64_t hidden) {
@@ -77,10 +77,11 @@ static void score_tile(const head_call *call, spt_cpu_thread *thread, int64_t ti
   const int64_t column = tile * TILE, width = spt_min(TILE, args->vocab - column);
   spt_cpu_gemm(thread, call->count, width, args->hidden, 1.0f, (spt_operand){call->h, args->hidden, call->act, false},
                tile_weights(call, column, true), 0.0f, logits, width, SPT_F32);
+  void *e = call->e ? spt_at(call->e, tile * call->rows * TILE, call->act) : NULL;
   for (int64_t i = 0; i < call->count; i++) {
     const int64_t target = args->targets[call->row0 + i] - column;
     if (target >= 0 && target < width) call->target[i] = logits[i * width + target];
-    call->simd->softmax_row(width, logits + i * width, call->e ? spt_at(call->e, i * args->vocab + column, call->act) : NULL,
+    call->simd->softmax_row(width, logits + i * width, e ? spt_at(e, i * width, call->act) : NULL,
                    call->act, &call->maximum[tile * call->rows + i], &call->sum[tile * call->rows + i]);
   }
 }
@@ -104,16 +105,17 @@ static void finish_row(const head_call *call, int64_t i) {
 static void gradient_tile(const head_call *call, spt_cpu_thread *thread, int64_t tile, float *dh, bool first) {
   const spt_head_loss_args *args = call->args;
   const int64_t column = tile * TILE, width = spt_min(TILE, args->vocab - column), hidden = args->hidden;
+  void *e = spt_at(call->e, tile * call->rows * TILE, call->act);
   for (int64_t i = 0; i < call->count; i++) {
     const int64_t target = args->targets[call->row0 + i] - column;
-    void *row = spt_at(call->e, i * args->vocab + column, call->act);
+    void *row = spt_at(e, i * width, call->act);
     const bool here = target >= 0 && target < width, bf16 = call->act == SPT_BF16;
     call->simd->scale_row(width, call->maximum[call->rows * tile + i], row, call->act);
     if (here)
       spt_store(row, target, args->loss_scale * expm1f(-args->losses[call->row0 + i]),
                 bf16); // p − 1, without cancellation
   }
-  const spt_operand d_logits = {spt_at(call->e, column, call->act), args->vocab, call->act, false};
+  const spt_operand d_logits = {e, width, call->act, false};
   spt_operand d_logits_t = d_logits;
   d_logits_t.transposed = true;
   spt_cpu_gemm(thread, width, hidden, call->count, 1.0f, d_logits_t, (spt_operand){call->h, hidden, call->act, false},
@@ -165,7 +167,7 @@ spt_status spt_cpu_head_loss(spt_backend *backend, const spt_head_loss_args *arg
   head_call call = call_of(cpu, args->tokens, args->vocab);
   call.args = args;
   call.weights = args->weights;
-  (void)carve(cpu, &call, args->hidden, args->vocab, args->train, args->workspace);
+  (void)carve(cpu, &call, args->hidden, args->train, args->workspace);
 #pragma omp parallel num_threads(backend->threads)
   {
     spt_cpu_thread *thread = spt_cpu_enter(cpu);

@@ -28,11 +28,12 @@ typedef struct spt_rope_table {
   X(void, rmsnorm_backward,                                                                                            \
     (int64_t rows, int64_t n, const float *x, const float *gain, const float *rstd, const float *dh, float *dx,        \
      bool add, float *dgain))                                                                                          \
-  /* h (rows, n) = silu(gate)·up, gate_up (rows, 2n) */                                                                \
-  X(void, swiglu_forward, (int64_t rows, int64_t n, const void *gate_up, void *h, spt_dtype dtype))                    \
-  /* h again, and d_gate_up, which may be gate_up itself, from dh (rows, n) */                                         \
+  /* h = silu(gate)·up */                                                                                             \
+  X(void, swiglu_forward, (int64_t count, const void *gate, const void *up, void *h, spt_dtype dtype))                 \
+  /* h again, and d_gate, d_up, which may be gate and up themselves, from dh */                                        \
   X(void, swiglu_backward,                                                                                             \
-    (int64_t rows, int64_t n, const void *gate_up, const float *dh, void *h, void *d_gate_up, spt_dtype dtype))        \
+    (int64_t count, const void *gate, const void *up, const float *dh, void *h, void *dgate, void *dup,                \
+     spt_dtype dtype))                                                                                                 \
   /* rotates the first `cols` columns of rows row0…row0+rows of z (leading dimension ld) in place; inverse: by the     \
    * negative angle */                                                                                                 \
   X(void, rope_rotate,                                                                                                 \

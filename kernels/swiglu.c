@@ -2,7 +2,7 @@
 #include "simd_kernels.h"
 
 /* silu(g) = g·σ(g), σ(g) = 1/(1 + exp(−g)); silu' = σ·(1 + g·(1 − σ)) */
-SPT_INLINE void forward_row(int64_t n, const void *gate, const void *up, void *h, bool bf16) {
+SPT_INLINE void forward_loop(int64_t n, const void *gate, const void *up, void *h, bool bf16) {
   int64_t i = 0;
   for (; i + SPT_LANES <= n; i += SPT_LANES) {
     const vf g = vf_load_act(gate, i, bf16);
@@ -14,10 +14,8 @@ SPT_INLINE void forward_row(int64_t n, const void *gate, const void *up, void *h
   }
 }
 
-void SPT_SIMD(swiglu_forward)(int64_t rows, int64_t n, const void *gate_up, void *h, spt_dtype dtype) {
-  for (int64_t r = 0; r < rows; r++)
-    SPT_BY_DTYPE(dtype, forward_row, n, spt_at(gate_up, 2 * r * n, dtype), spt_at(gate_up, (2 * r + 1) * n, dtype),
-                 spt_at(h, r * n, dtype));
+void SPT_SIMD(swiglu_forward)(int64_t count, const void *gate, const void *up, void *h, spt_dtype dtype) {
+  SPT_BY_DTYPE(dtype, forward_loop, count, gate, up, h);
 }
 
 typedef struct swiglu_gradient {
@@ -28,7 +26,7 @@ SPT_INLINE swiglu_gradient differentiate(vf g, vf u, vf d) {
   return (swiglu_gradient){silu * u, d * u * vf_fma(silu, 1.0f - sigma, sigma), d * silu};
 }
 
-SPT_INLINE void backward_row(int64_t n, const void *gate, const void *up, const float *dh, void *h, void *dgate,
+SPT_INLINE void backward_loop(int64_t n, const void *gate, const void *up, const float *dh, void *h, void *dgate,
                              void *dup, bool bf16) {
   int64_t i = 0;
   for (; i + SPT_LANES <= n; i += SPT_LANES) {
@@ -47,10 +45,7 @@ SPT_INLINE void backward_row(int64_t n, const void *gate, const void *up, const 
   }
 }
 
-void SPT_SIMD(swiglu_backward)(int64_t rows, int64_t n, const void *gate_up, const float *dh, void *h,
-                               void *d_gate_up, spt_dtype dtype) {
-  for (int64_t r = 0; r < rows; r++)
-    SPT_BY_DTYPE(dtype, backward_row, n, spt_at(gate_up, 2 * r * n, dtype), spt_at(gate_up, (2 * r + 1) * n, dtype),
-                 dh + r * n, spt_at(h, r * n, dtype), spt_at(d_gate_up, 2 * r * n, dtype),
-                 spt_at(d_gate_up, (2 * r + 1) * n, dtype));
+void SPT_SIMD(swiglu_backward)(int64_t count, const void *gate, const void *up, const float *dh, void *h, void *dgate,
+                               void *dup, spt_dtype dtype) {
+  SPT_BY_DTYPE(dtype, backward_loop, count, gate, up, dh, h, dgate, dup);
 }

@@ -105,6 +105,25 @@ int32_t *ops_put_ids(ops_fixture *f, const int32_t *ids, int64_t count) {
   return memory;
 }
 
+static double *reorder(ops_fixture *f, const double *from, int64_t rows, int count, const int64_t *widths, bool split) {
+  int64_t all = 0, before = 0;
+  for (int j = 0; j < count; j++) all += widths[j];
+  double *to = ops_zeros(f, rows * all);
+  for (int j = 0; j < count; before += widths[j], j++)
+    for (int64_t i = 0; i < rows; i++)
+      for (int64_t c = 0; c < widths[j]; c++) {
+        const int64_t side = i * all + before + c, one = rows * before + i * widths[j] + c;
+        to[split ? one : side] = from[split ? side : one];
+      }
+  return to;
+}
+double *ops_split(ops_fixture *f, const double *side_by_side, int64_t rows, int count, const int64_t *widths) {
+  return reorder(f, side_by_side, rows, count, widths, true);
+}
+double *ops_join(ops_fixture *f, const double *one_by_one, int64_t rows, int count, const int64_t *widths) {
+  return reorder(f, one_by_one, rows, count, widths, false);
+}
+
 double *ops_get(ops_fixture *f, const void *memory, int64_t count, spt_dtype dtype) {
   const size_t bytes = (size_t)count * spt_dtype_size(dtype);
   unsigned char *host = malloc(bytes + 1);

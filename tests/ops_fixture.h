@@ -42,6 +42,9 @@ int32_t *ops_put_ids(ops_fixture *f, const int32_t *ids, int64_t count);
 /* Backend memory full of NaN. */
 void *ops_poison(ops_fixture *f, int64_t count, spt_dtype dtype);
 void *ops_poison_bytes(ops_fixture *f, size_t bytes);
+/* Matrices side by side by row, (rows, Σ widths), as matrices one after another, and back; the fixture frees. */
+double *ops_split(ops_fixture *f, const double *side_by_side, int64_t rows, int count, const int64_t *widths);
+double *ops_join(ops_fixture *f, const double *one_by_one, int64_t rows, int count, const int64_t *widths);
 /* Fetches and adds to the hash. */
 double *ops_get(ops_fixture *f, const void *memory, int64_t count, spt_dtype dtype);
 /* Fails unless |got − want|₂ ≤ tolerance·|want|₂ and no element is off by more than 8·tolerance·max|want|. The

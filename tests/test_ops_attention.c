@@ -25,13 +25,15 @@ static void body(ops_fixture *f) {
       .dqkv = ops_poison(f, N * width, f->act),
       .workspace =
           ops_poison_bytes(f, spt_cpu_attention_workspace((const spt_cpu *)f->backend, a.seq_len, a.head_dim, true))};
-  a.qkv = qkv;
+  const int64_t widths[3] = {out, a.kv_heads * a.head_dim, a.kv_heads * a.head_dim};
+  a.qkv = ops_join(f, qkv, N, 3, widths); // the reference wants q|k|v by row
   if (f->check) ref_attention_forward(&a, o, lse);
   OPS_OK(f->backend->ops->attention_forward(f->backend, &args));
   ops_check(f, "o", ops_get(f, args.o, N * out, f->act), o, N * out, f->act, 1.0);
   ops_check(f, "lse", ops_get(f, args.lse, N * a.heads, SPT_F32), lse, N * a.heads, SPT_F32,
             1.0); // of exact operands, in fp32
   if (f->check) ref_attention_backward(&a, d_o, dqkv);
+  dqkv = ops_split(f, dqkv, N, 3, widths);
   OPS_OK(f->backend->ops->attention_backward(f->backend, &args));
   ops_check(f, "dqkv", ops_get(f, args.dqkv, N * width, f->act), dqkv, N * width, f->act, 1.0);
 }

@@ -20,10 +20,10 @@ typedef enum { SPT_PROLOGUE_NONE, SPT_PROLOGUE_RMSNORM, SPT_PROLOGUE_SWIGLU } sp
 typedef enum { SPT_EPILOGUE_NONE, SPT_EPILOGUE_ROPE, SPT_EPILOGUE_RESIDUAL } spt_epilogue;
 
 /* A pair group: 1–3 matrices that share one input. With h = prologue(x) (N, n):
- *     t_j = h·B_j (N, r_j),  z_j = t_j·A_jᵀ (N, m_j)      or, dense (r_j = 0),  z_j = h·W_jᵀ, W_j (m_j, n)
- *     y = epilogue(z_0 | z_1 | z_2)                        (N, M), M = Σ m_j
- * Either all of a group's members are dense or none. Prologues: NONE: h = x, x act (N, n). RMSNORM: x fp32 (N, n),
- * h = x·rstd·gain, rstd = 1/√(mean(x²) + norm_eps). SWIGLU: x = gate|up act (N, 2n), h = silu(gate)·up.
+ *     t_j = h·B_j (N, r_j),  y_j = epilogue(t_j·A_jᵀ) (N, m_j)      or, dense (r_j = 0),  y_j = epilogue(h·W_jᵀ), W_j (m_j, n)
+ * y is the members one after another, y_0 (N, m_0), y_1 (N, m_1), y_2 (N, m_2), M = Σ m_j elements a token: q, then k, then v; gate, then
+ * up. Each is dense, which matrix libraries are fastest on. Either all of a group's members are dense or none. Prologues: NONE: h = x, x act (N, n). RMSNORM: x fp32 (N, n),
+ * h = x·rstd·gain, rstd = 1/√(mean(x²) + norm_eps). SWIGLU: x = gate act (N, n), then up act (N, n), h = silu(gate)·up.
  * Epilogues: NONE: y act. ROPE: y act, members 0 and 1 (q, k) are rotated, half-split as in Hugging Face LLaMA: for head position
  * i < head_dim/2, angle = pos·theta^(−2i/head_dim), (a, b) = (z[i], z[i + head_dim/2]) → (a·cos − b·sin, b·cos + a·sin), pos the
  * index in the sequence. RESIDUAL: y fp32 = residual + z (single member). */
@@ -63,8 +63,8 @@ typedef struct spt_group_forward_args {
   const void *x;         /* see prologue */
   const float *residual; /* (N, m), RESIDUAL; may be y itself */
   float *rstd;           /* (N) out, RMSNORM: kept for backward */
-  void *t;               /* act (N, Σr) out, t_0|t_1|t_2 by row: kept for backward; NULL when dense */
-  void *y;               /* out (N, M) */
+  void *t;               /* act, N·Σr elements out: the t_j in an order of the backend's own, kept for backward; NULL when dense */
+  void *y;               /* out, N·M elements */
   void *workspace;       /* workspace_bytes */
 } spt_group_forward_args;
 
@@ -76,16 +76,16 @@ typedef struct spt_group_backward_args {
   const void *x;      /* as in forward */
   const float *rstd;  /* as written by forward */
   const void *t;      /* as written by forward */
-  void *dy;           /* act (N, M), may be overwritten; RESIDUAL: fp32 (N, m), left unchanged (the residual passes through) */
+  void *dy;           /* act, as y, may be overwritten; RESIDUAL: fp32 (N, m), left unchanged (the residual passes through) */
   float *dx_residual; /* RMSNORM: fp32 (N, n), ADDED to */
-  void *dx;           /* NONE: act (N, n); SWIGLU: act (N, 2n) d(gate|up); may be x itself */
+  void *dx;           /* NONE: act (N, n); SWIGLU: d(gate), then d(up), as x; may be x itself */
   float *dgain;       /* (n), added to, RMSNORM */
   spt_group_tensors gradients; /* added to */
   void *workspace;
 } spt_group_backward_args;
 
 /* Causal attention, o_i = Σ_{j≤i} softmax_j(q_i·k_j/√head_dim)·v_j, by sequence and head; kv head = head·kv_heads/heads (grouped-query).
- * q|k|v are one act matrix (N, (heads + 2·kv_heads)·head_dim). Never stores a T×T matrix per head. */
+ * q (N, heads·head_dim), k and v (N, kv_heads·head_dim) lie one after another, act. Never stores a T×T matrix per head. */
 typedef struct spt_attention_args {
   int64_t sequences, seq_len, heads, kv_heads, head_dim;
   const void *qkv;
