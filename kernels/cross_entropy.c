@@ -7,7 +7,7 @@
 
 #include <omp.h>
 
-enum { TILE = 512, GROUPS = 8, PIECE = 32, ROWS_MAX = 1024, BLOCK_BYTES = 32 << 20 };
+enum { TILE = 512, PIECE_ROWS = 256, GROUPS = 8, PIECE = 32, ROWS_MAX = 1024, BLOCK_BYTES = 32 << 20 };
 
 typedef struct head_call {
   const spt_head_loss_args *args;
@@ -24,7 +24,7 @@ typedef struct head_call {
   float *target;  // (rows) logit of the target
   float *dh;      // (groups, rows, hidden)
   float *dgain;   // (pieces of a block, hidden)
-  float *logits;  // (threads, rows, TILE)
+  float *logits;  // (threads, PIECE_ROWS, TILE)
 } head_call;
 
 static head_call call_of(const spt_cpu *cpu, int64_t tokens, int64_t vocab) {
@@ -42,7 +42,7 @@ static size_t carve(const spt_cpu *cpu, head_call *call, int64_t hidden, bool tr
   call->maximum = spt_carve_take(&carve, call->tiles * call->rows, sizeof(float));
   call->sum = spt_carve_take(&carve, call->tiles * call->rows, sizeof(float));
   call->target = spt_carve_take(&carve, call->rows, sizeof(float));
-  call->logits = spt_carve_take(&carve, cpu->base.threads * call->rows * TILE, sizeof(float));
+  call->logits = spt_carve_take(&carve, cpu->base.threads * spt_min(PIECE_ROWS, call->rows) * TILE, sizeof(float));
   if (train) {
     call->e = spt_carve_take(&carve, call->tiles * call->rows * TILE, spt_dtype_size(call->act));
     call->dh = spt_carve_take(&carve, call->groups * call->rows * hidden, sizeof(float));
@@ -72,17 +72,22 @@ static spt_operand tile_weights(const head_call *call, int64_t column, bool tran
                        transposed};
 }
 
+/* A few rows at a time, so that their logits stay in the cache. */
 static void score_tile(const head_call *call, spt_cpu_thread *thread, int64_t tile, float *logits) {
   const spt_head_loss_args *args = call->args;
-  const int64_t column = tile * TILE, width = spt_min(TILE, args->vocab - column);
-  spt_cpu_gemm(thread, call->count, width, args->hidden, 1.0f, (spt_operand){call->h, args->hidden, call->act, false},
-               tile_weights(call, column, true), 0.0f, logits, width, SPT_F32);
+  const int64_t column = tile * TILE, width = spt_min(TILE, args->vocab - column), n = args->hidden;
   void *e = call->e ? spt_at(call->e, tile * call->rows * TILE, call->act) : NULL;
-  for (int64_t i = 0; i < call->count; i++) {
-    const int64_t target = args->targets[call->row0 + i] - column;
-    if (target >= 0 && target < width) call->target[i] = logits[i * width + target];
-    call->simd->softmax_row(width, logits + i * width, e ? spt_at(e, i * width, call->act) : NULL,
-                   call->act, &call->maximum[tile * call->rows + i], &call->sum[tile * call->rows + i]);
+  for (int64_t row0 = 0; row0 < call->count; row0 += PIECE_ROWS) {
+    const int64_t rows = spt_min(PIECE_ROWS, call->count - row0);
+    spt_cpu_gemm(thread, rows, width, n, 1.0f, (spt_operand){spt_at(call->h, row0 * n, call->act), n, call->act, false},
+                 tile_weights(call, column, true), 0.0f, logits, width, SPT_F32);
+    for (int64_t i = row0; i < row0 + rows; i++) {
+      const float *row = logits + (i - row0) * width;
+      const int64_t target = args->targets[call->row0 + i] - column;
+      if (target >= 0 && target < width) call->target[i] = row[target];
+      call->simd->softmax_row(width, row, e ? spt_at(e, i * width, call->act) : NULL, call->act,
+                              &call->maximum[tile * call->rows + i], &call->sum[tile * call->rows + i]);
+    }
   }
 }
 
@@ -102,26 +107,33 @@ static void finish_row(const head_call *call, int64_t i) {
   }
 }
 
-static void gradient_tile(const head_call *call, spt_cpu_thread *thread, int64_t tile, float *dh, bool first) {
+/* e becomes dlogits = p − [target], by a few rows at a time, each then used in both products. */
+static void gradient_rows(const head_call *call, spt_cpu_thread *thread, int64_t tile, int64_t row0, int64_t rows,
+                          float *dh, bool first) {
   const spt_head_loss_args *args = call->args;
-  const int64_t column = tile * TILE, width = spt_min(TILE, args->vocab - column), hidden = args->hidden;
-  void *e = spt_at(call->e, tile * call->rows * TILE, call->act);
-  for (int64_t i = 0; i < call->count; i++) {
+  const int64_t column = tile * TILE, width = spt_min(TILE, args->vocab - column), n = args->hidden;
+  void *e = spt_at(call->e, tile * call->rows * TILE + row0 * width, call->act);
+  for (int64_t i = row0; i < row0 + rows; i++) {
     const int64_t target = args->targets[call->row0 + i] - column;
-    void *row = spt_at(e, i * width, call->act);
-    const bool here = target >= 0 && target < width, bf16 = call->act == SPT_BF16;
+    void *row = spt_at(e, (i - row0) * width, call->act);
     call->simd->scale_row(width, call->maximum[call->rows * tile + i], row, call->act);
-    if (here)
+    if (target >= 0 && target < width)
       spt_store(row, target, args->loss_scale * expm1f(-args->losses[call->row0 + i]),
-                bf16); // p − 1, without cancellation
+                call->act == SPT_BF16); // p − 1, without cancellation
   }
   const spt_operand d_logits = {e, width, call->act, false};
   spt_operand d_logits_t = d_logits;
   d_logits_t.transposed = true;
-  spt_cpu_gemm(thread, width, hidden, call->count, 1.0f, d_logits_t, (spt_operand){call->h, hidden, call->act, false},
-               1.0f, args->dw + column * hidden, hidden, SPT_F32);
-  spt_cpu_gemm(thread, call->count, hidden, width, 1.0f, d_logits, tile_weights(call, column, false),
-               first ? 0.0f : 1.0f, dh, hidden, SPT_F32);
+  spt_cpu_gemm(thread, width, n, rows, 1.0f, d_logits_t,
+               (spt_operand){spt_at(call->h, row0 * n, call->act), n, call->act, false}, 1.0f, args->dw + column * n, n,
+               SPT_F32);
+  spt_cpu_gemm(thread, rows, n, width, 1.0f, d_logits, tile_weights(call, column, false), first ? 0.0f : 1.0f,
+               dh + row0 * n, n, SPT_F32);
+}
+
+static void gradient_tile(const head_call *call, spt_cpu_thread *thread, int64_t tile, float *dh, bool first) {
+  for (int64_t row0 = 0; row0 < call->count; row0 += PIECE_ROWS)
+    gradient_rows(call, thread, tile, row0, spt_min(PIECE_ROWS, call->count - row0), dh, first);
 }
 
 /* Sums the groups' dh of a piece of rows in order and goes back through the norm. */
@@ -130,14 +142,14 @@ static void finish_piece(const head_call *call, int64_t piece) {
   const int64_t n = args->hidden, i0 = piece * PIECE, rows = spt_min(PIECE, call->count - i0);
   for (int64_t group = 1; group < call->groups; group++)
     call->simd->add_row(rows * n, call->dh + (group * call->rows + i0) * n, call->dh + i0 * n);
-  call->simd->rmsnorm_backward(rows, n, args->x + (call->row0 + i0) * n, args->gain, call->rstd + i0, call->dh + i0 * n,
+  call->simd->rmsnorm_backward(rows, n, args->x + (call->row0 + i0) * n, args->gain, call->rstd + i0, call->dh + i0 * n, SPT_F32,
                        args->dx + (call->row0 + i0) * n, false, call->dgain + piece * n);
 }
 
 static void run_block(const head_call *call, spt_cpu_thread *thread) {
   const spt_head_loss_args *args = call->args;
   const int64_t n = args->hidden, pieces = spt_blocks(call->count, PIECE);
-  float *logits = call->logits + omp_get_thread_num() * call->rows * TILE;
+  float *logits = call->logits + omp_get_thread_num() * spt_min(PIECE_ROWS, call->rows) * TILE;
 #pragma omp for schedule(static)
   for (int64_t piece = 0; piece < pieces; piece++) {
     const int64_t i0 = piece * PIECE, rows = spt_min(PIECE, call->count - i0);

@@ -6,7 +6,7 @@
 
 #include <omp.h>
 
-enum { BLOCK_ROWS = 256, PACK_COLUMNS = 16 };
+enum { BLOCK_ROWS = 256, PACK_ROWS = 64 };
 
 /* Packed weights: the B_jᵀ on top of each other (Σr, n), then A_0, A_1, A_2 (m_j, r_j); or, dense, W_0, W_1, W_2 (m_j, n). */
 typedef struct packed_layout {
@@ -39,17 +39,6 @@ static void pack_row(const spt_cpu *cpu, spt_dtype act, spt_dtype dtype, const f
   for (int64_t i = 0; i < count; i++) ((float *)dst)[i] = spt_from_bf16(spt_to_bf16(src[i]));
 }
 
-/* Columns [c, c + PACK_COLUMNS) of src (rows, cols) as rows of dst (cols, rows). */
-static void pack_columns(spt_dtype act, spt_dtype dtype, const float *src, int64_t rows, int64_t cols, int64_t c, void *dst) {
-  const int64_t end = spt_min(cols, c + PACK_COLUMNS);
-  for (int64_t i = 0; i < rows; i++)
-    for (int64_t k = c; k < end; k++) {
-      const float value = src[i * cols + k];
-      spt_store(dst, k * rows + i, act == SPT_BF16 && dtype == SPT_F32 ? spt_from_bf16(spt_to_bf16(value)) : value,
-                dtype == SPT_BF16);
-    }
-}
-
 spt_status spt_cpu_group_pack(spt_backend *backend, const spt_group_desc *desc, const spt_group_tensors *masters,
                               void *weights) {
   spt_cpu *cpu = spt_cpu_begin(backend);
@@ -61,8 +50,9 @@ spt_status spt_cpu_group_pack(spt_backend *backend, const spt_group_desc *desc, 
     for (int64_t j = 0; j < desc->count; j++) {
       const int64_t r = desc->factor_rank[j], inner = r > 0 ? r : n;
 #pragma omp for schedule(static) nowait
-      for (int64_t c = 0; c < r; c += PACK_COLUMNS)
-        pack_columns(act, dtype, masters->b[j], n, r, c, spt_at(weights, layout.b[j], dtype));
+      for (int64_t row = 0; row < (r > 0 ? n : 0); row += PACK_ROWS)
+        cpu->simd->transpose(spt_min(PACK_ROWS, n - row), r, masters->b[j] + row * r, r,
+                             spt_at(weights, layout.b[j] + row, dtype), n, dtype, act == SPT_BF16);
 #pragma omp for schedule(static) nowait
       for (int64_t i = 0; i < desc->out_dim[j]; i++)
         pack_row(cpu, act, dtype, masters->a[j] + i * inner, spt_at(weights, layout.a[j] + i * inner, dtype), inner);
@@ -107,7 +97,7 @@ typedef struct block_scratch {
   void *dz;  // act (rows, M) of an fp32 dy
   void *dt;  // act: dt_0 (rows, r_0), dt_1, dt_2
   void *dt_rows; // act (rows, Σr), of several members
-  float *dh; // (rows, n)
+  void *dh;  // act (rows, n)
 } block_scratch;
 
 static size_t carve_block(const group_call *call, bool backward, void *memory, block_scratch *s) {
@@ -121,7 +111,7 @@ static size_t carve_block(const group_call *call, bool backward, void *memory, b
   if (desc->epilogue == SPT_EPILOGUE_RESIDUAL) s->dz = spt_carve_take(&carve, call->rows * call->out, size);
   s->dt = spt_carve_take(&carve, call->rows * call->rank, size);
   if (desc->count > 1) s->dt_rows = spt_carve_take(&carve, call->rows * call->rank, size);
-  if (prologue) s->dh = spt_carve_take(&carve, call->rows * desc->in_dim, sizeof(float));
+  if (prologue) s->dh = spt_carve_take(&carve, call->rows * desc->in_dim, size);
   return carve.used;
 }
 
@@ -282,7 +272,7 @@ static void interleave(const group_call *call, const backward_operands *b, const
 
 /* dh = Σ dz_j·W_j, or dt_j = dz_j·A_j and dh = dt·Bᵀ */
 static void backward_products(const group_call *call, const backward_operands *b, spt_cpu_thread *thread,
-                              const block_scratch *s, void *target, spt_dtype target_dtype) {
+                              const block_scratch *s, void *target) {
   const spt_group_desc *desc = call->desc;
   const spt_dtype act = call->act;
   const int64_t n = desc->in_dim, rows = b->rows;
@@ -291,8 +281,7 @@ static void backward_products(const group_call *call, const backward_operands *b
     const int64_t m = desc->out_dim[j], r = desc->factor_rank[j];
     const spt_operand dz = plain(dz_at(call, b, s, column, m), m, act);
     if (r == 0) {
-      spt_cpu_gemm(thread, rows, n, m, 1.0f, dz, weight(call, call->layout.a[j], n, false), j > 0 ? 1.0f : 0.0f, target, n,
-                   target_dtype);
+      spt_cpu_gemm(thread, rows, n, m, 1.0f, dz, weight(call, call->layout.a[j], n, false), j > 0 ? 1.0f : 0.0f, target, n, act);
       continue;
     }
     spt_cpu_gemm(thread, rows, r, m, 1.0f, dz, weight(call, call->layout.a[j], r, false), 0.0f, dt, r, act);
@@ -301,7 +290,7 @@ static void backward_products(const group_call *call, const backward_operands *b
   if (call->rank == 0) return;
   if (desc->count > 1) interleave(call, b, s);
   spt_cpu_gemm(thread, rows, n, call->rank, 1.0f, plain(desc->count > 1 ? s->dt_rows : s->dt, call->rank, act),
-               weight(call, 0, n, false), 0.0f, target, n, target_dtype);
+               weight(call, 0, n, false), 0.0f, target, n, act);
 }
 
 /* gradient += leftᵀ·right over the block's rows, in the order of blocks. */
@@ -341,9 +330,9 @@ static void backward_block(group_call *call, const spt_group_backward_args *args
   const int64_t n = desc->in_dim;
   const backward_operands b = backward_inputs(call, args, block, s);
   const bool direct = desc->prologue == SPT_PROLOGUE_NONE; // dh is dx
-  backward_products(call, &b, thread, s, direct ? spt_at(args->dx, b.row0 * n, act) : s->dh, direct ? act : SPT_F32);
+  backward_products(call, &b, thread, s, direct ? spt_at(args->dx, b.row0 * n, act) : s->dh);
   if (desc->prologue == SPT_PROLOGUE_RMSNORM)
-    call->simd->rmsnorm_backward(b.rows, n, (const float *)args->x + b.row0 * n, args->gain, args->rstd + b.row0, s->dh,
+    call->simd->rmsnorm_backward(b.rows, n, (const float *)args->x + b.row0 * n, args->gain, args->rstd + b.row0, s->dh, act,
                                  args->dx_residual + b.row0 * n, true, call->dgain + block * n);
   else if (desc->prologue == SPT_PROLOGUE_SWIGLU)
     call->simd->swiglu_backward(b.rows * n, spt_at(args->x, b.row0 * n, act),

@@ -38,33 +38,35 @@ void SPT_SIMD(rmsnorm_forward)(int64_t rows, int64_t n, double eps, const float 
 }
 
 /* With x̂ = x·rstd and g = dh·gain: dx = rstd·(g − x̂·mean(g·x̂)), dgain = Σ dh·x̂. */
-void SPT_SIMD(rmsnorm_backward)(int64_t rows, int64_t n, const float *x, const float *gain, const float *rstd,
-                                const float *dh, float *dx, bool add, float *dgain) {
-  for (int64_t i = 0; i < n; i++) dgain[i] = 0.0f;
+SPT_INLINE void backward_row(int64_t n, const float *x, const float *gain, float s, const void *dh, float *dx, bool add,
+                             float *dgain, bool bf16) {
   const int64_t whole = n / SPT_LANES * SPT_LANES, rest = n - whole;
-  for (int64_t r = 0; r < rows; r++) {
-    const float *xr = x + r * n, *dr = dh + r * n;
-    const float s = rstd[r];
-    float *out = dx + r * n;
-    vf dot = vf_zero();
-    for (int64_t i = 0; i < whole; i += SPT_LANES) {
-      const vf product = vf_load(dr + i) * vf_load(xr + i);
-      dot = vf_fma(product, vf_load(gain + i), dot);
-      vf_store(dgain + i, vf_fma(product, vf_set(s), vf_load(dgain + i)));
-    }
-    if (rest) {
-      const vf product = vf_load_part(dr + whole, rest) * vf_load_part(xr + whole, rest);
-      dot = vf_fma(product, vf_load_part(gain + whole, rest), dot);
-      vf_store_part(dgain + whole, vf_fma(product, vf_set(s), vf_load_part(dgain + whole, rest)), rest);
-    }
-    const float mean = vf_sum(dot) * s * s / (float)n;
-    for (int64_t i = 0; i < whole; i += SPT_LANES) {
-      const vf g = vf_load(dr + i) * vf_load(gain + i) - vf_load(xr + i) * mean;
-      vf_store(out + i, add ? vf_fma(g, vf_set(s), vf_load(out + i)) : g * s);
-    }
-    if (rest) {
-      const vf g = vf_load_part(dr + whole, rest) * vf_load_part(gain + whole, rest) - vf_load_part(xr + whole, rest) * mean;
-      vf_store_part(out + whole, add ? vf_fma(g, vf_set(s), vf_load_part(out + whole, rest)) : g * s, rest);
-    }
+  vf dot = vf_zero();
+  for (int64_t i = 0; i < whole; i += SPT_LANES) {
+    const vf product = vf_load_act(dh, i, bf16) * vf_load(x + i);
+    dot = vf_fma(product, vf_load(gain + i), dot);
+    vf_store(dgain + i, vf_fma(product, vf_set(s), vf_load(dgain + i)));
   }
+  if (rest) {
+    const vf product = vf_load_act_part(dh, whole, rest, bf16) * vf_load_part(x + whole, rest);
+    dot = vf_fma(product, vf_load_part(gain + whole, rest), dot);
+    vf_store_part(dgain + whole, vf_fma(product, vf_set(s), vf_load_part(dgain + whole, rest)), rest);
+  }
+  const float mean = vf_sum(dot) * s * s / (float)n;
+  for (int64_t i = 0; i < whole; i += SPT_LANES) {
+    const vf g = vf_load_act(dh, i, bf16) * vf_load(gain + i) - vf_load(x + i) * mean;
+    vf_store(dx + i, add ? vf_fma(g, vf_set(s), vf_load(dx + i)) : g * s);
+  }
+  if (rest) {
+    const vf g = vf_load_act_part(dh, whole, rest, bf16) * vf_load_part(gain + whole, rest) -
+                 vf_load_part(x + whole, rest) * mean;
+    vf_store_part(dx + whole, add ? vf_fma(g, vf_set(s), vf_load_part(dx + whole, rest)) : g * s, rest);
+  }
+}
+
+void SPT_SIMD(rmsnorm_backward)(int64_t rows, int64_t n, const float *x, const float *gain, const float *rstd,
+                                const void *dh, spt_dtype dh_dtype, float *dx, bool add, float *dgain) {
+  for (int64_t i = 0; i < n; i++) dgain[i] = 0.0f;
+  for (int64_t r = 0; r < rows; r++)
+    SPT_BY_DTYPE(dh_dtype, backward_row, n, x + r * n, gain, rstd[r], spt_at(dh, r * n, dh_dtype), dx + r * n, add, dgain);
 }

@@ -18,6 +18,11 @@ typedef struct spt_rope_table {
 #define SPT_SIMD_KERNELS(X)                                                                                            \
   /* dst and src may be the same array where types agree */                                                            \
   X(void, convert, (void *dst, spt_dtype dst_dtype, const void *src, spt_dtype src_dtype, int64_t count))              \
+  /* dst (cols, rows; leading dimension ld_dst) = srcᵀ, src (rows, cols); rounded to bf16 even where dst is fp32 if     \
+   * `round` */                                                                                                        \
+  X(void, transpose,                                                                                                   \
+    (int64_t rows, int64_t cols, const float *src, int64_t ld_src, void *dst, int64_t ld_dst, spt_dtype dst_dtype,     \
+     bool round))                                                                                                      \
   /* h = x·rstd·gain by row; writes rstd (rows) */                                                                     \
   X(void, rmsnorm_forward,                                                                                             \
     (int64_t rows, int64_t n, double eps, const float *x, const float *gain, float *rstd, void *h, spt_dtype dtype))   \
@@ -26,13 +31,13 @@ typedef struct spt_rope_table {
     (int64_t rows, int64_t n, const float *x, const float *gain, const float *rstd, void *h, spt_dtype dtype))         \
   /* dx += (or = without add) the gradient through the norm; dgain (n) is overwritten with the rows' sum */            \
   X(void, rmsnorm_backward,                                                                                            \
-    (int64_t rows, int64_t n, const float *x, const float *gain, const float *rstd, const float *dh, float *dx,        \
-     bool add, float *dgain))                                                                                          \
+    (int64_t rows, int64_t n, const float *x, const float *gain, const float *rstd, const void *dh,                    \
+     spt_dtype dh_dtype, float *dx, bool add, float *dgain))                                                           \
   /* h = silu(gate)·up */                                                                                             \
   X(void, swiglu_forward, (int64_t count, const void *gate, const void *up, void *h, spt_dtype dtype))                 \
   /* h again, and d_gate, d_up, which may be gate and up themselves, from dh */                                        \
   X(void, swiglu_backward,                                                                                             \
-    (int64_t count, const void *gate, const void *up, const float *dh, void *h, void *dgate, void *dup,                \
+    (int64_t count, const void *gate, const void *up, const void *dh, void *h, void *dgate, void *dup,                 \
      spt_dtype dtype))                                                                                                 \
   /* rotates the first `cols` columns of rows row0…row0+rows of z (leading dimension ld) in place; inverse: by the     \
    * negative angle */                                                                                                 \
