@@ -118,12 +118,10 @@ static void backward_task(spt_cpu *cpu, spt_cpu_thread *thread, const spt_attent
     cpu->simd->attention_tile_backward(&tile);
     spt_cpu_count_flops(thread, tile.flops);
   }
-  cpu->simd->scale_row(args->seq_len * padded, (float)(1.0 / sqrt((double)d)), scratch->dk, SPT_F32);
-  for (int64_t i = 0; i < args->seq_len; i++) {
-    const int64_t row = sequence * args->seq_len + i;
-    cpu->simd->convert(head_at(args, args->dqkv, 1, row, kv, act), act, scratch->dk + i * padded, SPT_F32, d);
-    cpu->simd->convert(head_at(args, args->dqkv, 2, row, kv, act), act, scratch->dv + i * padded, SPT_F32, d);
-  }
+  const int64_t row = sequence * args->seq_len, width = args->kv_heads * d;
+  cpu->simd->store_rows(args->seq_len, d, (float)(1.0 / sqrt((double)d)), scratch->dk, padded,
+                        head_at(args, args->dqkv, 1, row, kv, act), width, act);
+  cpu->simd->store_rows(args->seq_len, d, 1.0f, scratch->dv, padded, head_at(args, args->dqkv, 2, row, kv, act), width, act);
 }
 
 /* A task is a sequence's key-value head, so that dk and dv are summed in one order. */

@@ -237,6 +237,12 @@ SPT_INLINE vf score(const spt_attention_scratch *s, const group_state *g, int64_
   return (vf)(((vi)x & seen) | (~seen & (vi)vf_set(lowest)));
 }
 
+SPT_INLINE vf probability(const spt_attention_scratch *s, const group_state *g, int64_t key, int strip, vf c, vf shift,
+                          bool diagonal) {
+  const vf p = vf_exp2(vf_fma(vf_load(s->scores + key * GROUP + strip * SPT_LANES), c, shift));
+  return diagonal ? vf_where(visible(g->query + strip * SPT_LANES, g->key0 + key), p) : p;
+}
+
 /* Folds a chunk into the running maximum and sum of one vector of queries; writes probabilities relative to the new
  * maximum and returns the factor for what was accumulated before. */
 SPT_INLINE vf softmax_strip(const spt_attention_scratch *s, const group_state *g, int strip, float scale, float *maximum_p,
@@ -246,12 +252,8 @@ SPT_INLINE vf softmax_strip(const spt_attention_scratch *s, const group_state *g
   for (int64_t key = 0; key < g->keys; key++) maximum = vf_max(score(s, g, key, strip, diagonal), maximum);
   const vf shift = -maximum * c;
   for (int64_t key = 0; key < g->keys; key += 2) {
-    vf even = vf_exp2(vf_fma(score(s, g, key, strip, diagonal), c, shift)), odd = vf_zero();
-    if (diagonal) even = vf_where(visible(g->query + strip * SPT_LANES, g->key0 + key), even);
-    if (key + 1 < g->keys) {
-      odd = vf_exp2(vf_fma(score(s, g, key + 1, strip, diagonal), c, shift));
-      if (diagonal) odd = vf_where(visible(g->query + strip * SPT_LANES, g->key0 + key + 1), odd);
-    }
+    const vf even = probability(s, g, key, strip, c, shift, diagonal);
+    const vf odd = key + 1 < g->keys ? probability(s, g, key + 1, strip, c, shift, diagonal) : vf_zero();
     sum += even + odd;
     store_pair(s->probs + strip * SPT_LANES, key, even, odd, bf16);
   }

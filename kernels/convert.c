@@ -48,3 +48,17 @@ void SPT_SIMD(transpose)(int64_t rows, int64_t cols, const float *src, int64_t l
         transpose_block(rows - i, cols - c, from, ld_src, to, ld_dst, false, round);
     }
 }
+
+SPT_INLINE void store_loop(int64_t rows, int64_t cols, float factor, const float *src, int64_t ld_src, void *dst,
+                           int64_t ld_dst, bool bf16) {
+  for (int64_t i = 0; i < rows; i++) {
+    const float *from = src + i * ld_src;
+    int64_t c = 0;
+    for (; c + SPT_LANES <= cols; c += SPT_LANES) vf_store_act(dst, i * ld_dst + c, vf_load(from + c) * factor, bf16);
+    if (c < cols) vf_store_act_part(dst, i * ld_dst + c, vf_load_part(from + c, cols - c) * factor, cols - c, bf16);
+  }
+}
+void SPT_SIMD(store_rows)(int64_t rows, int64_t cols, float factor, const float *src, int64_t ld_src, void *dst,
+                          int64_t ld_dst, spt_dtype dst_dtype) {
+  SPT_BY_DTYPE(dst_dtype, store_loop, rows, cols, factor, src, ld_src, dst, ld_dst);
+}

@@ -205,23 +205,37 @@ SPT_INLINE vf vf_sigmoid(vf x) {
   return vf_reciprocal(1.0f + vf_exp2(bounded));
 }
 
-/* Transposes a block of SPT_LANES vectors. */
+/* Transposes a block of SPT_LANES vectors: in stage s, lanes whose number has bit s change places between vectors i and i + s. The masks are
+ * spelled out, for the compiler to see constants. */
+#define SPT_LOW(s, k) ((k) & (s) ? SPT_LANES + (k) - (s) : (k))
+#define SPT_HIGH(s, k) ((k) & (s) ? SPT_LANES + (k) : (k) + (s))
+#define SPT_LANES4(f, s, k) f(s, k), f(s, k + 1), f(s, k + 2), f(s, k + 3)
+#if SPT_LANES == 16
+#define SPT_MASK(f, s) {SPT_LANES4(f, s, 0), SPT_LANES4(f, s, 4), SPT_LANES4(f, s, 8), SPT_LANES4(f, s, 12)}
+#elif SPT_LANES == 8
+#define SPT_MASK(f, s) {SPT_LANES4(f, s, 0), SPT_LANES4(f, s, 4)}
+#else
+#define SPT_MASK(f, s) {SPT_LANES4(f, s, 0)}
+#endif
+#define SPT_TRANSPOSE_STAGE(x, s)                                                                                      \
+  do {                                                                                                                 \
+    const vi low_ = SPT_MASK(SPT_LOW, s), high_ = SPT_MASK(SPT_HIGH, s);                                               \
+    _Pragma("GCC unroll 16") for (int i_ = 0; i_ < SPT_LANES; i_++) {                                                  \
+      if (i_ & (s)) continue;                                                                                          \
+      const vf a_ = x[i_], b_ = x[i_ + (s)];                                                                           \
+      x[i_] = __builtin_shuffle(a_, b_, low_);                                                                         \
+      x[i_ + (s)] = __builtin_shuffle(a_, b_, high_);                                                                  \
+    }                                                                                                                  \
+  } while (0)
 SPT_INLINE void vf_transpose(vf x[SPT_LANES]) {
-#pragma GCC unroll 4
-  for (int s = 1; s < SPT_LANES; s *= 2) {
-    vi low, high;
-    for (int k = 0; k < SPT_LANES; k++) {
-      low[k] = k & s ? SPT_LANES + k - s : k;
-      high[k] = k & s ? SPT_LANES + k : k + s;
-    }
-#pragma GCC unroll 16
-    for (int i = 0; i < SPT_LANES; i++) {
-      if (i & s) continue;
-      const vf a = x[i], b = x[i + s];
-      x[i] = __builtin_shuffle(a, b, low);
-      x[i + s] = __builtin_shuffle(a, b, high);
-    }
-  }
+  SPT_TRANSPOSE_STAGE(x, 1);
+  SPT_TRANSPOSE_STAGE(x, 2);
+#if SPT_LANES >= 8
+  SPT_TRANSPOSE_STAGE(x, 4);
+#endif
+#if SPT_LANES >= 16
+  SPT_TRANSPOSE_STAGE(x, 8);
+#endif
 }
 
 #endif

@@ -18,6 +18,10 @@ typedef struct spt_rope_table {
 #define SPT_SIMD_KERNELS(X)                                                                                            \
   /* dst and src may be the same array where types agree */                                                            \
   X(void, convert, (void *dst, spt_dtype dst_dtype, const void *src, spt_dtype src_dtype, int64_t count))              \
+  /* dst (rows, cols; leading dimension ld_dst) = factor·src (rows, cols; ld_src) */                                     \
+  X(void, store_rows,                                                                                                  \
+    (int64_t rows, int64_t cols, float factor, const float *src, int64_t ld_src, void *dst, int64_t ld_dst,            \
+     spt_dtype dst_dtype))                                                                                             \
   /* dst (cols, rows; leading dimension ld_dst) = srcᵀ, src (rows, cols); rounded to bf16 even where dst is fp32 if     \
    * `round` */                                                                                                        \
   X(void, transpose,                                                                                                   \
