@@ -54,16 +54,39 @@ spt_status spt_cpu_end(spt_cpu *cpu, spt_op_cost cost) {
   return SPT_OK;
 }
 
+static void keep(spt_cpu_thread *thread, spt_status status) {
+  thread->status = status;
+  if (status != SPT_OK)
+    snprintf(thread->message, sizeof thread->message, "%s", spt_error_message()); // the last error is the thread's own
+}
+
 void spt_cpu_gemm(spt_cpu_thread *thread, int64_t m, int64_t n, int64_t k, float alpha, spt_operand a, spt_operand b,
                   float beta, void *c, int64_t ldc, spt_dtype c_dtype) {
-  if (thread->status != SPT_OK) return;
-  thread->status = spt_gemm(thread->gemm, m, n, k, alpha, a, b, beta, c, ldc, c_dtype);
-  if (thread->status != SPT_OK)
-    snprintf(thread->message, sizeof thread->message, "%s", spt_error_message()); // the last error is the thread's own
+  if (thread->status == SPT_OK) keep(thread, spt_gemm(thread->gemm, m, n, k, alpha, a, b, beta, c, ldc, c_dtype));
 }
 
 spt_dtype spt_cpu_weight_dtype(const spt_cpu *cpu) {
   return cpu->base.act == SPT_BF16 && spt_gemm_bf16_unit() ? SPT_BF16 : SPT_F32;
+}
+
+/* The library answers slowly: what it said is kept. */
+size_t spt_cpu_packed_bytes(const spt_cpu *cpu, int64_t n, int64_t k) {
+  spt_packed_size *size = cpu->packed_sizes;
+  for (int i = 0; i < SPT_PACKED_SIZES_MAX - 1 && size->bytes > 0 && (size->n != n || size->k != k); i++) size++;
+  if (size->bytes == 0 || size->n != n || size->k != k)
+    *size = (spt_packed_size){n, k, spt_gemm_packed_bytes(cpu->threads[0].gemm, n, k, spt_cpu_weight_dtype(cpu))};
+  return (size->bytes + 63) & ~(size_t)63;
+}
+
+void spt_cpu_pack(spt_cpu_thread *thread, int64_t n, int64_t k, spt_operand b, void *packed) {
+  if (thread->status == SPT_OK) keep(thread, spt_gemm_pack(thread->gemm, n, k, b, packed));
+}
+
+void *spt_cpu_pack_scratch(spt_cpu_thread *thread, int64_t elements, spt_dtype dtype) {
+  void *scratch = NULL;
+  if (thread->status == SPT_OK)
+    keep(thread, spt_gemm_scratch(thread->gemm, (size_t)elements * spt_dtype_size(dtype), &scratch));
+  return thread->status == SPT_OK ? scratch : NULL;
 }
 
 int64_t spt_cpu_gemm_misses(const spt_backend *backend) {
@@ -79,6 +102,7 @@ static void cpu_close(spt_backend **backend_p) {
   for (int i = 0; cpu->threads && i < cpu->base.threads; i++) spt_gemm_close(&cpu->threads[i].gemm);
   free(cpu->threads);
   free(cpu->rope.cosine);
+  free(cpu->packed_sizes);
   free(cpu->partial);
   free(cpu);
   *backend_p = NULL;
@@ -223,6 +247,11 @@ spt_status spt_cpu_open(spt_precision precision, int threads, int local_ranks, s
   const char *unit = spt_gemm_bf16_unit();
   spt_cpu *cpu = calloc(1, sizeof *cpu);
   if (!cpu) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for the CPU backend");
+  cpu->packed_sizes = calloc(SPT_PACKED_SIZES_MAX, sizeof *cpu->packed_sizes);
+  if (!cpu->packed_sizes) {
+    free(cpu);
+    return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for the CPU backend");
+  }
   cpu->base.ops = &cpu_ops;
   cpu->simd = spt_simd_kernels_for(spt_gemm_isa());
   cpu->attention_by_products = unit && strcmp(unit, "AMX") == 0;

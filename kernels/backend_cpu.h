@@ -16,12 +16,19 @@ typedef struct spt_cpu_thread {
   char message[SPT_MESSAGE_MAX];
 } spt_cpu_thread;
 
+enum { SPT_PACKED_SIZES_MAX = 64 };
+typedef struct spt_packed_size {
+  int64_t n, k;
+  size_t bytes;
+} spt_packed_size;
+
 typedef struct spt_cpu {
   spt_backend base;
   spt_cpu_thread *threads; /* [base.threads] */
   const spt_simd_kernels *simd;
   bool attention_by_products; /* whole matrix products instead of tiles: where those reach a unit that tiles do not, AMX */
   spt_rope_table rope;
+  spt_packed_size *packed_sizes; /* asked for before, [SPT_PACKED_SIZES_MAX] */
   double *partial; /* fixed-order partial sums of the vector ops */
   int64_t partial_count;
   double began, gemm_began; /* of the running op, while profiling */
@@ -37,6 +44,12 @@ spt_status spt_cpu_end(spt_cpu *cpu, spt_op_cost cost);
 /* spt_gemm on this thread; a failure is kept in the thread and ends the op. */
 void spt_cpu_gemm(spt_cpu_thread *thread, int64_t m, int64_t n, int64_t k, float alpha, spt_operand a, spt_operand b,
                   float beta, void *c, int64_t ldc, spt_dtype c_dtype);
+/* Bytes of a weight operand op(B) (k, n) in the library's order, rounded up to whole cache lines. Main thread only. */
+size_t spt_cpu_packed_bytes(const spt_cpu *cpu, int64_t n, int64_t k);
+/* Packs op(B) (k, n) for it; a failure is kept in the thread and ends the op. */
+void spt_cpu_pack(spt_cpu_thread *thread, int64_t n, int64_t k, spt_operand b, void *packed);
+/* A thread's own memory for an operand on its way into that order; NULL after a failure, which is kept. */
+void *spt_cpu_pack_scratch(spt_cpu_thread *thread, int64_t elements, spt_dtype dtype);
 /* FLOPs of products done beside spt_cpu_gemm. */
 static inline void spt_cpu_count_flops(spt_cpu_thread *thread, double flops) {
   spt_gemm_counters(thread->gemm)->flops += flops;
@@ -67,6 +80,9 @@ size_t spt_cpu_head_workspace(const spt_cpu *cpu, int64_t tokens, int64_t hidden
 size_t spt_cpu_group_packed_bytes(spt_backend *backend, const spt_group_desc *desc);
 spt_status spt_cpu_group_pack(spt_backend *backend, const spt_group_desc *desc, const spt_group_tensors *masters,
                               void *weights);
+/* Packs W (rows, cols) for y = x·Wᵀ and for dx = dy·W. */
+void spt_cpu_pack_both(const spt_cpu *cpu, spt_cpu_thread *thread, int64_t rows, int64_t cols, const float *w,
+                       void *forward, void *backward);
 size_t spt_cpu_head_packed_bytes(spt_backend *backend, int64_t vocab, int64_t hidden);
 spt_status spt_cpu_head_pack(spt_backend *backend, int64_t vocab, int64_t hidden, const float *w, void *weights);
 spt_status spt_cpu_embedding_forward(spt_backend *backend, int64_t tokens, int64_t hidden, const int32_t *ids,

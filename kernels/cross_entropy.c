@@ -16,6 +16,7 @@ typedef struct head_call {
   spt_dtype act, weight_dtype;
   int64_t rows, row0, count; // block size; first row and number of rows of the running block
   int64_t tiles, groups;
+  size_t tile_bytes, forward_bytes[2]; // packed weights of a tile; of these for the logits, in a whole and in the last tile
   void *h;        // act (rows, hidden)
   float *rstd;    // (rows)
   void *e;        // act, by tiles: (rows, TILE) each; NULL without train
@@ -56,20 +57,41 @@ size_t spt_cpu_head_workspace(const spt_cpu *cpu, int64_t tokens, int64_t hidden
   return carve(cpu, &call, hidden, train, NULL);
 }
 
+/* The head's matrix by tiles, each packed for both of its products. */
+static size_t tile_bytes(const spt_cpu *cpu, int64_t vocab, int64_t hidden) {
+  const int64_t width = spt_min(TILE, vocab);
+  return spt_cpu_packed_bytes(cpu, width, hidden) + spt_cpu_packed_bytes(cpu, hidden, width);
+}
+
 size_t spt_cpu_head_packed_bytes(spt_backend *backend, int64_t vocab, int64_t hidden) {
-  return (size_t)(vocab * hidden) * spt_dtype_size(spt_cpu_weight_dtype((const spt_cpu *)backend));
+  const spt_cpu *cpu = (const spt_cpu *)backend;
+  const int64_t last = vocab % TILE ? vocab % TILE : spt_min(TILE, vocab);
+  return (size_t)(spt_blocks(vocab, TILE) - 1) * tile_bytes(cpu, vocab, hidden) + tile_bytes(cpu, last, hidden);
 }
 
 spt_status spt_cpu_head_pack(spt_backend *backend, int64_t vocab, int64_t hidden, const float *w, void *weights) {
-  const spt_group_desc desc = {.count = 1, .in_dim = hidden, .out_dim = {vocab}}; // one dense matrix
-  const spt_group_tensors masters = {.a = {(float *)(uintptr_t)w}};
-  return spt_cpu_group_pack(backend, &desc, &masters, weights);
+  spt_cpu *cpu = spt_cpu_begin(backend);
+  const size_t each = tile_bytes(cpu, vocab, hidden);
+  const size_t whole = spt_cpu_packed_bytes(cpu, spt_min(TILE, vocab), hidden),
+               rest = spt_cpu_packed_bytes(cpu, vocab % TILE ? vocab % TILE : TILE, hidden);
+#pragma omp parallel num_threads(backend->threads)
+  {
+    spt_cpu_thread *thread = spt_cpu_enter(cpu);
+#pragma omp for schedule(static, 1)
+    for (int64_t column = 0; column < vocab; column += TILE) {
+      const int64_t width = spt_min(TILE, vocab - column);
+      unsigned char *to = (unsigned char *)weights + (size_t)(column / TILE) * each;
+      spt_cpu_pack_both(cpu, thread, width, hidden, w + column * hidden, to, to + (width == TILE ? whole : rest));
+    }
+  }
+  const spt_group_desc desc = {.count = 1, .in_dim = hidden, .out_dim = {vocab}};
+  return spt_cpu_end(cpu, spt_cost_group_pack(&desc, spt_cpu_weight_dtype(cpu)));
 }
 
-static spt_operand tile_weights(const head_call *call, int64_t column, bool transposed) {
-  const int64_t hidden = call->args->hidden;
-  return (spt_operand){spt_at(call->weights, column * hidden, call->weight_dtype), hidden, call->weight_dtype,
-                       transposed};
+static spt_operand tile_weights(const head_call *call, int64_t tile, bool backward) {
+  const bool last = tile == call->tiles - 1;
+  const unsigned char *at = (const unsigned char *)call->weights + (size_t)tile * call->tile_bytes;
+  return (spt_operand){at + (backward ? call->forward_bytes[last] : 0), 0, call->weight_dtype, false};
 }
 
 /* A few rows at a time, so that their logits stay in the cache. */
@@ -80,7 +102,7 @@ static void score_tile(const head_call *call, spt_cpu_thread *thread, int64_t ti
   for (int64_t row0 = 0; row0 < call->count; row0 += PIECE_ROWS) {
     const int64_t rows = spt_min(PIECE_ROWS, call->count - row0);
     spt_cpu_gemm(thread, rows, width, n, 1.0f, (spt_operand){spt_at(call->h, row0 * n, call->act), n, call->act, false},
-                 tile_weights(call, column, true), 0.0f, logits, width, SPT_F32);
+                 tile_weights(call, tile, false), 0.0f, logits, width, SPT_F32);
     for (int64_t i = row0; i < row0 + rows; i++) {
       const float *row = logits + (i - row0) * width;
       const int64_t target = args->targets[call->row0 + i] - column;
@@ -127,7 +149,7 @@ static void gradient_rows(const head_call *call, spt_cpu_thread *thread, int64_t
   spt_cpu_gemm(thread, width, n, rows, 1.0f, d_logits_t,
                (spt_operand){spt_at(call->h, row0 * n, call->act), n, call->act, false}, 1.0f, args->dw + column * n, n,
                SPT_F32);
-  spt_cpu_gemm(thread, rows, n, width, 1.0f, d_logits, tile_weights(call, column, false), first ? 0.0f : 1.0f,
+  spt_cpu_gemm(thread, rows, n, width, 1.0f, d_logits, tile_weights(call, tile, true), first ? 0.0f : 1.0f,
                dh + row0 * n, n, SPT_F32);
 }
 
@@ -179,6 +201,9 @@ spt_status spt_cpu_head_loss(spt_backend *backend, const spt_head_loss_args *arg
   head_call call = call_of(cpu, args->tokens, args->vocab);
   call.args = args;
   call.weights = args->weights;
+  call.tile_bytes = tile_bytes(cpu, args->vocab, args->hidden);
+  call.forward_bytes[0] = spt_cpu_packed_bytes(cpu, spt_min(TILE, args->vocab), args->hidden);
+  call.forward_bytes[1] = spt_cpu_packed_bytes(cpu, args->vocab - (call.tiles - 1) * TILE, args->hidden);
   (void)carve(cpu, &call, args->hidden, args->train, args->workspace);
 #pragma omp parallel num_threads(backend->threads)
   {

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-/* What a product's primitive depends on. Compared bytewise, so it has no padding. */
+/* What a primitive depends on: a product's, or, with m = 0, the packing of an op(B). ldb 0: packed. Compared bytewise, so it has no padding. */
 typedef struct gemm_key {
   int64_t m, n, k, lda, ldb, ldc;
   float alpha, beta;
@@ -35,7 +35,7 @@ struct spt_gemm_context {
   bool native_bf16, timing;
   gemm_entry *entries; /* open addressing, capacity a power of two */
   int64_t capacity, used;
-  grown_buffer scratchpad, wide_a, wide_b, wide_c;
+  grown_buffer scratchpad, wide_a, wide_b, wide_c, plain;
   spt_gemm_counts counts;
 };
 
@@ -66,6 +66,19 @@ static dnnl_status_t matrix_desc_make(matrix_desc *desc, const dnnl_dims_t dims,
                                       const dnnl_dims_t strides) {
   return dnnl_memory_desc_create_with_strides(desc, 2, dims, type, strides);
 }
+static dnnl_status_t matrix_desc_any(matrix_desc *desc, const dnnl_dims_t dims, dnnl_data_type_t type) {
+  return dnnl_memory_desc_create_with_tag(desc, 2, dims, type, dnnl_format_tag_any);
+}
+static dnnl_status_t matrix_desc_copy(matrix_desc *desc, const_dnnl_memory_desc_t from) {
+  return dnnl_memory_desc_clone(desc, from);
+}
+static size_t matrix_desc_bytes(const matrix_desc *desc) {
+  return dnnl_memory_desc_get_size(*desc);
+}
+static dnnl_status_t reorder_desc(dnnl_primitive_desc_t *desc, dnnl_engine_t engine, const matrix_desc *from,
+                                  const matrix_desc *to, dnnl_primitive_attr_t attributes) {
+  return dnnl_reorder_primitive_desc_create(desc, *from, engine, *to, engine, attributes);
+}
 static dnnl_status_t append_linear(dnnl_post_ops_t ops, float alpha) {
   return dnnl_post_ops_append_eltwise(ops, dnnl_eltwise_linear, alpha, 0.0f);
 }
@@ -87,6 +100,20 @@ static const dnnl_memory_desc_t *matrix_desc_use(const matrix_desc *desc) {
 static dnnl_status_t matrix_desc_make(matrix_desc *desc, const dnnl_dims_t dims, dnnl_data_type_t type,
                                       const dnnl_dims_t strides) {
   return dnnl_memory_desc_init_by_strides(desc, 2, dims, type, strides);
+}
+static dnnl_status_t matrix_desc_any(matrix_desc *desc, const dnnl_dims_t dims, dnnl_data_type_t type) {
+  return dnnl_memory_desc_init_by_tag(desc, 2, dims, type, dnnl_format_tag_any);
+}
+static dnnl_status_t matrix_desc_copy(matrix_desc *desc, const dnnl_memory_desc_t *from) {
+  *desc = *from;
+  return dnnl_success;
+}
+static size_t matrix_desc_bytes(const matrix_desc *desc) {
+  return dnnl_memory_desc_get_size(desc);
+}
+static dnnl_status_t reorder_desc(dnnl_primitive_desc_t *desc, dnnl_engine_t engine, const matrix_desc *from,
+                                  const matrix_desc *to, dnnl_primitive_attr_t attributes) {
+  return dnnl_reorder_primitive_desc_create(desc, from, engine, to, engine, attributes);
 }
 static dnnl_status_t append_linear(dnnl_post_ops_t ops, float alpha) {
   return dnnl_post_ops_append_eltwise(ops, 1.0f, dnnl_eltwise_linear, alpha, 0.0f);
@@ -179,6 +206,7 @@ void spt_gemm_close(spt_gemm_context **context_p) {
   free(context->wide_a.data);
   free(context->wide_b.data);
   free(context->wide_c.data);
+  free(context->plain.data);
   if (context->stream) (void)dnnl_stream_destroy(context->stream);
   if (context->engine) (void)dnnl_engine_destroy(context->engine);
   free(context);
@@ -197,34 +225,78 @@ static spt_status grow(spt_gemm_context *context, grown_buffer *buffer, size_t b
   return SPT_OK;
 }
 
-static spt_status create_primitive(spt_gemm_context *context, const gemm_key *key, dnnl_primitive_attr_t attributes,
-                                   dnnl_post_ops_t post_ops, matrix_desc descs[3], gemm_entry *entry) {
-  const dnnl_data_type_t operand_type = key->operand_dtype == SPT_BF16 ? dnnl_bf16 : dnnl_f32;
-  const dnnl_data_type_t c_type = key->c_dtype == SPT_BF16 ? dnnl_bf16 : dnnl_f32;
-  const dnnl_dims_t dims_a = {key->m, key->k}, dims_b = {key->k, key->n}, dims_c = {key->m, key->n};
-  const dnnl_dims_t strides_a = {key->transpose_a ? 1 : key->lda, key->transpose_a ? key->lda : 1};
-  const dnnl_dims_t strides_b = {key->transpose_b ? 1 : key->ldb, key->transpose_b ? key->ldb : 1};
-  const dnnl_dims_t strides_c = {key->ldc, 1};
-  DNNL_TRY(matrix_desc_make(&descs[0], dims_a, operand_type, strides_a));
-  DNNL_TRY(matrix_desc_make(&descs[1], dims_b, operand_type, strides_b));
-  DNNL_TRY(matrix_desc_make(&descs[2], dims_c, c_type, strides_c));
-  DNNL_TRY(dnnl_primitive_attr_set_scratchpad_mode(attributes, dnnl_scratchpad_mode_user));
-  if (key->alpha != 1.0f) DNNL_TRY(append_linear(post_ops, key->alpha));
-  if (key->beta != 0.0f) DNNL_TRY(append_sum(post_ops, key->beta));
-  DNNL_TRY(dnnl_primitive_attr_set_post_ops(attributes, post_ops));
+static dnnl_data_type_t library_type(int32_t dtype) {
+  return dtype == SPT_BF16 ? dnnl_bf16 : dnnl_f32;
+}
+
+/* The order in which the library wants an op(B) (k, n): what it chooses for a product of this many rows. It takes the same order in products of
+ * other sizes. */
+static spt_status packed_desc(spt_gemm_context *context, int64_t n, int64_t k, spt_dtype dtype, matrix_desc *desc_p) {
+  enum { ROWS = 256 };
+  const dnnl_data_type_t type = library_type((int32_t)dtype);
+  const dnnl_dims_t dims_a = {ROWS, k}, dims_b = {k, n}, dims_c = {ROWS, n}, strides_a = {k, 1}, strides_c = {n, 1};
+  matrix_desc descs[3];
   dnnl_primitive_desc_t desc = NULL;
-  DNNL_TRY(matmul_desc(&desc, context->engine, &descs[0], &descs[1], &descs[2], attributes));
+  memset(descs, 0, sizeof descs);
+  dnnl_status_t status = matrix_desc_make(&descs[0], dims_a, type, strides_a);
+  if (status == dnnl_success) status = matrix_desc_any(&descs[1], dims_b, type);
+  if (status == dnnl_success) status = matrix_desc_make(&descs[2], dims_c, type, strides_c);
+  if (status == dnnl_success)
+    status = matmul_desc(&desc, context->engine, &descs[0], &descs[1], &descs[2], NULL);
+  if (status == dnnl_success)
+    status = matrix_desc_copy(desc_p, dnnl_primitive_desc_query_md(desc, dnnl_query_weights_md, 0));
+  if (desc) (void)dnnl_primitive_desc_destroy(desc);
+  for (int i = 0; i < 3; i++) matrix_desc_destroy(&descs[i]);
+  DNNL_TRY(status);
+  return SPT_OK;
+}
+
+/* Makes the entry's primitive and scratchpad. */
+static spt_status make_primitive(spt_gemm_context *context, const gemm_key *key, dnnl_primitive_desc_t desc,
+                                 gemm_entry *entry) {
   dnnl_status_t status = dnnl_primitive_create(&entry->primitive, desc);
   if (status == dnnl_success) {
     const void *pad = dnnl_primitive_desc_query_md(desc, dnnl_query_scratchpad_md, 0);
     entry->scratchpad_bytes = pad ? dnnl_memory_desc_get_size(pad) : 0;
     if (pad) status = dnnl_memory_create(&entry->scratchpad, pad, context->engine, DNNL_MEMORY_NONE);
   }
-  (void)dnnl_primitive_desc_destroy(desc);
   if (status != dnnl_success)
     return SPT_FAIL(SPT_ERR_RESOURCE, "oneDNN: no matrix product %lld×%lld×%lld (status %d)", (long long)key->m,
                     (long long)key->n, (long long)key->k, (int)status);
-  DNNL_TRY(dnnl_memory_create(&entry->a, matrix_desc_use(&descs[0]), context->engine, DNNL_MEMORY_NONE));
+  return SPT_OK;
+}
+
+/* descs: A, B, C; of a packing, B plain and packed. */
+static spt_status create_primitive(spt_gemm_context *context, const gemm_key *key, dnnl_primitive_attr_t attributes,
+                                   dnnl_post_ops_t post_ops, matrix_desc descs[3], gemm_entry *entry) {
+  const dnnl_data_type_t type = library_type(key->operand_dtype);
+  const dnnl_dims_t dims_a = {key->m, key->k}, dims_b = {key->k, key->n}, dims_c = {key->m, key->n};
+  const dnnl_dims_t strides_a = {key->transpose_a ? 1 : key->lda, key->transpose_a ? key->lda : 1};
+  const dnnl_dims_t strides_b = {key->transpose_b ? 1 : key->ldb, key->transpose_b ? key->ldb : 1};
+  const dnnl_dims_t strides_c = {key->ldc, 1};
+  const bool packing = key->m == 0;
+  DNNL_TRY(dnnl_primitive_attr_set_scratchpad_mode(attributes, dnnl_scratchpad_mode_user));
+  if (key->ldb == 0)
+    SPT_TRY(packed_desc(context, key->n, key->k, (spt_dtype)key->operand_dtype, &descs[1]));
+  else
+    DNNL_TRY(matrix_desc_make(&descs[1], dims_b, type, strides_b));
+  dnnl_primitive_desc_t desc = NULL;
+  if (packing) {
+    SPT_TRY(packed_desc(context, key->n, key->k, (spt_dtype)key->operand_dtype, &descs[2]));
+    DNNL_TRY(reorder_desc(&desc, context->engine, &descs[1], &descs[2], attributes));
+  } else {
+    DNNL_TRY(matrix_desc_make(&descs[0], dims_a, type, strides_a));
+    DNNL_TRY(matrix_desc_make(&descs[2], dims_c, library_type(key->c_dtype), strides_c));
+    if (key->alpha != 1.0f) DNNL_TRY(append_linear(post_ops, key->alpha));
+    if (key->beta != 0.0f) DNNL_TRY(append_sum(post_ops, key->beta));
+    DNNL_TRY(dnnl_primitive_attr_set_post_ops(attributes, post_ops));
+    DNNL_TRY(matmul_desc(&desc, context->engine, &descs[0], &descs[1], &descs[2], attributes));
+  }
+  const spt_status status = make_primitive(context, key, desc, entry);
+  (void)dnnl_primitive_desc_destroy(desc);
+  SPT_TRY(status);
+  if (!packing)
+    DNNL_TRY(dnnl_memory_create(&entry->a, matrix_desc_use(&descs[0]), context->engine, DNNL_MEMORY_NONE));
   DNNL_TRY(dnnl_memory_create(&entry->b, matrix_desc_use(&descs[1]), context->engine, DNNL_MEMORY_NONE));
   DNNL_TRY(dnnl_memory_create(&entry->c, matrix_desc_use(&descs[2]), context->engine, DNNL_MEMORY_NONE));
   return SPT_OK;
@@ -290,8 +362,8 @@ static void scale_matrix(int64_t m, int64_t n, float beta, void *c, int64_t ldc,
 
 /* On AVX-512, oneDNN 3.7 takes a vector that lies with a stride for a dense one: a C of one column, a transposed A of
  * one row. Such products are small; these loops do them. */
-static bool mistaken(int64_t m, int64_t n, spt_operand a, int64_t ldc) {
-  return DNNL_VERSION_MAJOR >= 3 && ((n == 1 && ldc > 1) || (m == 1 && a.transposed && a.ld > 1));
+static bool mistaken(int64_t m, int64_t n, spt_operand a, spt_operand b, int64_t ldc) {
+  return DNNL_VERSION_MAJOR >= 3 && b.ld > 0 && ((n == 1 && ldc > 1) || (m == 1 && a.transposed && a.ld > 1));
 }
 static double element(spt_operand x, int64_t row, int64_t column) {
   return (double)spt_load(x.data, x.transposed ? column * x.ld + row : row * x.ld + column, x.dtype == SPT_BF16);
@@ -310,7 +382,7 @@ static void multiply_vectors(int64_t m, int64_t n, int64_t k, float alpha, spt_o
 
 static spt_status execute(spt_gemm_context *context, int64_t m, int64_t n, int64_t k, float alpha, spt_operand a,
                           spt_operand b, float beta, void *c, int64_t ldc, spt_dtype c_dtype) {
-  if (mistaken(m, n, a, ldc)) {
+  if (mistaken(m, n, a, b, ldc)) {
     multiply_vectors(m, n, k, alpha, a, b, beta, c, ldc, c_dtype);
     return SPT_OK;
   }
@@ -330,6 +402,37 @@ static spt_status execute(spt_gemm_context *context, int64_t m, int64_t n, int64
                                        {DNNL_ARG_DST, entry->c},
                                        {DNNL_ARG_SCRATCHPAD, entry->scratchpad}};
   DNNL_TRY(dnnl_primitive_execute(entry->primitive, context->stream, entry->scratchpad ? 4 : 3, arguments));
+  return SPT_OK;
+}
+
+size_t spt_gemm_packed_bytes(spt_gemm_context *context, int64_t n, int64_t k, spt_dtype dtype) {
+  matrix_desc desc;
+  memset(&desc, 0, sizeof desc);
+  if (packed_desc(context, n, k, dtype, &desc) != SPT_OK) return 0; // the packing itself will say why
+  const size_t bytes = matrix_desc_bytes(&desc);
+  matrix_desc_destroy(&desc);
+  return bytes;
+}
+
+spt_status spt_gemm_pack(spt_gemm_context *context, int64_t n, int64_t k, spt_operand b, void *packed) {
+  gemm_key key;
+  memset(&key, 0, sizeof key);
+  key = (gemm_key){0, n, k, 0, b.ld, 0, 0.0f, 0.0f, (int32_t)b.dtype, (int32_t)b.dtype, 0, b.transposed};
+  gemm_entry *entry = NULL;
+  SPT_TRY(find_entry(context, &key, &entry));
+  SPT_TRY(grow(context, &context->scratchpad, entry->scratchpad_bytes));
+  DNNL_TRY(dnnl_memory_set_data_handle(entry->b, (void *)(uintptr_t)b.data));
+  DNNL_TRY(dnnl_memory_set_data_handle(entry->c, packed));
+  if (entry->scratchpad) DNNL_TRY(dnnl_memory_set_data_handle(entry->scratchpad, context->scratchpad.data));
+  const dnnl_exec_arg_t arguments[] = {
+      {DNNL_ARG_FROM, entry->b}, {DNNL_ARG_TO, entry->c}, {DNNL_ARG_SCRATCHPAD, entry->scratchpad}};
+  DNNL_TRY(dnnl_primitive_execute(entry->primitive, context->stream, entry->scratchpad ? 3 : 2, arguments));
+  return SPT_OK;
+}
+
+spt_status spt_gemm_scratch(spt_gemm_context *context, size_t bytes, void **scratch_p) {
+  SPT_TRY(grow(context, &context->plain, bytes));
+  *scratch_p = context->plain.data;
   return SPT_OK;
 }
 

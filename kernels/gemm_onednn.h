@@ -7,7 +7,8 @@
 
 typedef struct spt_gemm_context spt_gemm_context;
 
-/* A row-major operand with leading dimension ld; `transposed` means that the product uses its transpose. */
+/* A row-major operand with leading dimension ld; `transposed` means that the product uses its transpose. ld 0: a right operand op(B) in the
+ * library's own order, as spt_gemm_pack made it. */
 typedef struct spt_operand {
   const void *data;
   int64_t ld;
@@ -34,6 +35,12 @@ void spt_gemm_enter(void);
  * B have one dtype; C is fp32 or that dtype. SPT_ERR_RESOURCE when oneDNN fails. */
 spt_status spt_gemm(spt_gemm_context *context, int64_t m, int64_t n, int64_t k, float alpha, spt_operand a,
                     spt_operand b, float beta, void *c, int64_t ldc, spt_dtype c_dtype);
+/* Bytes of an op(B) (k, n) in the library's own order for products with it on the right, the same in every context. */
+size_t spt_gemm_packed_bytes(spt_gemm_context *context, int64_t n, int64_t k, spt_dtype dtype);
+/* Brings op(B) (k, n), plain, into that order, keeping its dtype. */
+spt_status spt_gemm_pack(spt_gemm_context *context, int64_t n, int64_t k, spt_operand b, void *packed);
+/* `bytes` of the context's own memory, valid until the next call. */
+spt_status spt_gemm_scratch(spt_gemm_context *context, size_t bytes, void **scratch_p);
 /* Products so far, of these the ones that had to create a primitive or grow a buffer, their FLOPs (2·m·n·k), and
  * seconds in them while `timing`. */
 typedef struct spt_gemm_counts {

@@ -6,59 +6,108 @@
 
 #include <omp.h>
 
-enum { BLOCK_ROWS = 256, PACK_ROWS = 64 };
+enum { BLOCK_ROWS = 256 };
 
-/* Packed weights: the B_jᵀ on top of each other (Σr, n), then A_0, A_1, A_2 (m_j, r_j); or, dense, W_0, W_1, W_2 (m_j, n). */
+/* Packed weights: each operand in the library's order, for the side of the product it stands on. */
 typedef struct packed_layout {
-  int64_t b[SPT_GROUP_MAX], a[SPT_GROUP_MAX]; // offsets in elements
-  int64_t elements;
+  size_t b[SPT_GROUP_MAX];          // B_j: t_j = h·B_j
+  size_t a[SPT_GROUP_MAX];          // A_jᵀ or W_jᵀ: y_j = t_j·A_jᵀ
+  size_t a_backward[SPT_GROUP_MAX]; // A_j or W_j: dt_j = dz_j·A_j
+  size_t b_backward;                // the B_jᵀ on top of each other, (Σr, n): dh = dt·Bᵀ
+  size_t bytes;
 } packed_layout;
 
-static packed_layout layout_of(const spt_group_desc *desc) {
-  packed_layout layout = {.elements = desc->in_dim * spt_group_rank(desc)};
-  for (int64_t j = 0, row = 0; j < desc->count; row += desc->factor_rank[j], j++) {
-    const int64_t inner = desc->factor_rank[j] > 0 ? desc->factor_rank[j] : desc->in_dim;
-    layout.b[j] = row * desc->in_dim;
-    layout.elements = (layout.elements + 31) & ~(int64_t)31;
-    layout.a[j] = layout.elements;
-    layout.elements += desc->out_dim[j] * inner;
+static packed_layout layout_of(const spt_cpu *cpu, const spt_group_desc *desc) {
+  packed_layout layout = {0};
+  const int64_t n = desc->in_dim;
+  for (int j = 0; j < desc->count; j++) {
+    const int64_t m = desc->out_dim[j], r = desc->factor_rank[j], inner = r > 0 ? r : n;
+    layout.b[j] = layout.bytes;
+    layout.a[j] = layout.b[j] + (r > 0 ? spt_cpu_packed_bytes(cpu, r, n) : 0);
+    layout.a_backward[j] = layout.a[j] + spt_cpu_packed_bytes(cpu, m, inner);
+    layout.bytes = layout.a_backward[j] + spt_cpu_packed_bytes(cpu, inner, m);
   }
+  layout.b_backward = layout.bytes;
+  const int64_t rank = spt_group_rank(desc);
+  if (rank > 0) layout.bytes += spt_cpu_packed_bytes(cpu, n, rank);
   return layout;
 }
 
 size_t spt_cpu_group_packed_bytes(spt_backend *backend, const spt_group_desc *desc) {
-  return (size_t)layout_of(desc).elements * spt_dtype_size(spt_cpu_weight_dtype((const spt_cpu *)backend));
+  return layout_of((const spt_cpu *)backend, desc).bytes;
 }
 
-/* Converts to act (the rounding that products see), stored as `dtype`. */
-static void pack_row(const spt_cpu *cpu, spt_dtype act, spt_dtype dtype, const float *src, void *dst, int64_t count) {
-  if (act == dtype) {
-    cpu->simd->convert(dst, dtype, src, SPT_F32, count);
-    return;
-  }
-  for (int64_t i = 0; i < count; i++) ((float *)dst)[i] = spt_from_bf16(spt_to_bf16(src[i]));
+static spt_operand plain(const void *data, int64_t ld, spt_dtype dtype) {
+  return (spt_operand){data, ld, dtype, false};
+}
+static spt_operand transposed(const void *data, int64_t ld, spt_dtype dtype) {
+  return (spt_operand){data, ld, dtype, true};
+}
+
+/* Converts to act (the rounding that products see), stored as the type of weights. */
+static void round_weights(const spt_cpu *cpu, const float *src, void *dst, int64_t count) {
+  const spt_dtype dtype = spt_cpu_weight_dtype(cpu);
+  cpu->simd->convert(dst, dtype, src, SPT_F32, count);
+  if (cpu->base.act == SPT_BF16 && dtype == SPT_F32)
+    for (int64_t i = 0; i < count; i++) ((float *)dst)[i] = spt_from_bf16(spt_to_bf16(src[i]));
+}
+
+/* W (rows, cols), as it is used transposed (y = x·Wᵀ) and as it is (dx = dy·W). */
+void spt_cpu_pack_both(const spt_cpu *cpu, spt_cpu_thread *thread, int64_t rows, int64_t cols, const float *w,
+                       void *forward, void *backward) {
+  const spt_dtype dtype = spt_cpu_weight_dtype(cpu);
+  void *scratch = spt_cpu_pack_scratch(thread, rows * cols, dtype);
+  if (!scratch) return;
+  round_weights(cpu, w, scratch, rows * cols);
+  spt_cpu_pack(thread, rows, cols, transposed(scratch, cols, dtype), forward);
+  spt_cpu_pack(thread, cols, rows, plain(scratch, cols, dtype), backward);
+}
+
+/* The B_jᵀ on top of each other. */
+static void pack_stack(const spt_cpu *cpu, spt_cpu_thread *thread, const spt_group_desc *desc,
+                       const spt_group_tensors *masters, void *packed) {
+  const spt_dtype dtype = spt_cpu_weight_dtype(cpu);
+  const int64_t n = desc->in_dim, rank = spt_group_rank(desc);
+  void *scratch = spt_cpu_pack_scratch(thread, rank * n, dtype);
+  if (!scratch) return;
+  for (int64_t j = 0, row = 0; j < desc->count; row += desc->factor_rank[j], j++)
+    cpu->simd->transpose(n, desc->factor_rank[j], masters->b[j], desc->factor_rank[j], spt_at(scratch, row * n, dtype), n,
+                         dtype, cpu->base.act == SPT_BF16);
+  spt_cpu_pack(thread, n, rank, plain(scratch, n, dtype), packed);
+}
+
+static void pack_b(const spt_cpu *cpu, spt_cpu_thread *thread, int64_t n, int64_t r, const float *b, void *packed) {
+  const spt_dtype dtype = spt_cpu_weight_dtype(cpu);
+  void *scratch = spt_cpu_pack_scratch(thread, n * r, dtype);
+  if (!scratch) return;
+  round_weights(cpu, b, scratch, n * r);
+  spt_cpu_pack(thread, r, n, plain(scratch, r, dtype), packed);
 }
 
 spt_status spt_cpu_group_pack(spt_backend *backend, const spt_group_desc *desc, const spt_group_tensors *masters,
                               void *weights) {
   spt_cpu *cpu = spt_cpu_begin(backend);
-  const spt_dtype dtype = spt_cpu_weight_dtype(cpu), act = backend->act;
-  const packed_layout layout = layout_of(desc);
+  const packed_layout layout = layout_of(cpu, desc);
   const int64_t n = desc->in_dim;
+  const int tasks = spt_group_rank(desc) > 0 ? 2 * desc->count + 1 : desc->count; // all A_j, all B_j, the stack
 #pragma omp parallel num_threads(backend->threads)
   {
-    for (int64_t j = 0; j < desc->count; j++) {
-      const int64_t r = desc->factor_rank[j], inner = r > 0 ? r : n;
-#pragma omp for schedule(static) nowait
-      for (int64_t row = 0; row < (r > 0 ? n : 0); row += PACK_ROWS)
-        cpu->simd->transpose(spt_min(PACK_ROWS, n - row), r, masters->b[j] + row * r, r,
-                             spt_at(weights, layout.b[j] + row, dtype), n, dtype, act == SPT_BF16);
-#pragma omp for schedule(static) nowait
-      for (int64_t i = 0; i < desc->out_dim[j]; i++)
-        pack_row(cpu, act, dtype, masters->a[j] + i * inner, spt_at(weights, layout.a[j] + i * inner, dtype), inner);
+    spt_cpu_thread *thread = spt_cpu_enter(cpu);
+    unsigned char *to = weights;
+#pragma omp for schedule(static, 1)
+    for (int task = 0; task < tasks; task++) {
+      const int j = task % desc->count;
+      const int64_t r = desc->factor_rank[j];
+      if (task < desc->count)
+        spt_cpu_pack_both(cpu, thread, desc->out_dim[j], r > 0 ? r : n, masters->a[j], to + layout.a[j],
+                          to + layout.a_backward[j]);
+      else if (task < 2 * desc->count)
+        pack_b(cpu, thread, n, r, masters->b[j], to + layout.b[j]);
+      else
+        pack_stack(cpu, thread, desc, masters, to + layout.b_backward);
     }
   }
-  return spt_cpu_end(cpu, spt_cost_group_pack(desc, dtype));
+  return spt_cpu_end(cpu, spt_cost_group_pack(desc, spt_cpu_weight_dtype(cpu)));
 }
 
 /* Everything about one call that its blocks share. */
@@ -82,7 +131,7 @@ static group_call call_of(const spt_cpu *cpu, const spt_group_desc *desc, int64_
                      .simd = cpu->simd,
                      .act = cpu->base.act,
                      .weight_dtype = spt_cpu_weight_dtype(cpu),
-                     .layout = layout_of(desc),
+                     .layout = layout_of(cpu, desc),
                      .tokens = tokens,
                      .rows = spt_min(BLOCK_ROWS, tokens),
                      .out = spt_group_out(desc),
@@ -146,16 +195,9 @@ size_t spt_cpu_group_workspace(const spt_cpu *cpu, const spt_group_desc *desc, i
   return forward > backward ? forward : backward;
 }
 
-static spt_operand plain(const void *data, int64_t ld, spt_dtype dtype) {
-  return (spt_operand){data, ld, dtype, false};
-}
-static spt_operand transposed(const void *data, int64_t ld, spt_dtype dtype) {
-  return (spt_operand){data, ld, dtype, true};
-}
-/* In fp32 arithmetic on bf16 activations the packed weights are fp32 already, which spt_gemm accepts beside a bf16
- * operand. */
-static spt_operand weight(const group_call *call, int64_t offset, int64_t ld, bool transpose) {
-  return (spt_operand){spt_at(call->weights, offset, call->weight_dtype), ld, call->weight_dtype, transpose};
+/* A packed operand. In fp32 arithmetic on bf16 activations weights are fp32, which spt_gemm accepts beside a bf16 operand. */
+static spt_operand weight(const group_call *call, size_t offset) {
+  return (spt_operand){(const unsigned char *)call->weights + offset, 0, call->weight_dtype, false};
 }
 /* Row `row0` of member j of a matrix whose members (N, m_j) lie one after another. */
 static void *member_at(const group_call *call, const void *data, int64_t column, int64_t m, int64_t row0, spt_dtype dtype) {
@@ -195,11 +237,11 @@ static void forward_block(const group_call *call, const spt_group_forward_args *
     const int64_t m = desc->out_dim[j], r = desc->factor_rank[j], inner = r > 0 ? r : n;
     const void *input = h;
     if (r > 0) {
-      spt_cpu_gemm(thread, rows, r, n, 1.0f, plain(h, n, act), weight(call, call->layout.b[j], n, true), 0.0f, t, r, act);
+      spt_cpu_gemm(thread, rows, r, n, 1.0f, plain(h, n, act), weight(call, call->layout.b[j]), 0.0f, t, r, act);
       input = t;
       t = spt_at(t, rows * r, act);
     }
-    spt_cpu_gemm(thread, rows, m, inner, 1.0f, plain(input, inner, act), weight(call, call->layout.a[j], inner, true),
+    spt_cpu_gemm(thread, rows, m, inner, 1.0f, plain(input, inner, act), weight(call, call->layout.a[j]),
                  residual ? 1.0f : 0.0f, member_at(call, args->y, column, m, row0, y_dtype), m, y_dtype);
   }
   if (desc->epilogue == SPT_EPILOGUE_ROPE) rotate(call, args->y, row0, rows, false);
@@ -281,16 +323,16 @@ static void backward_products(const group_call *call, const backward_operands *b
     const int64_t m = desc->out_dim[j], r = desc->factor_rank[j];
     const spt_operand dz = plain(dz_at(call, b, s, column, m), m, act);
     if (r == 0) {
-      spt_cpu_gemm(thread, rows, n, m, 1.0f, dz, weight(call, call->layout.a[j], n, false), j > 0 ? 1.0f : 0.0f, target, n, act);
+      spt_cpu_gemm(thread, rows, n, m, 1.0f, dz, weight(call, call->layout.a_backward[j]), j > 0 ? 1.0f : 0.0f, target, n, act);
       continue;
     }
-    spt_cpu_gemm(thread, rows, r, m, 1.0f, dz, weight(call, call->layout.a[j], r, false), 0.0f, dt, r, act);
+    spt_cpu_gemm(thread, rows, r, m, 1.0f, dz, weight(call, call->layout.a_backward[j]), 0.0f, dt, r, act);
     dt = spt_at(dt, rows * r, act);
   }
   if (call->rank == 0) return;
   if (desc->count > 1) interleave(call, b, s);
   spt_cpu_gemm(thread, rows, n, call->rank, 1.0f, plain(desc->count > 1 ? s->dt_rows : s->dt, call->rank, act),
-               weight(call, 0, n, false), 0.0f, target, n, act);
+               weight(call, call->layout.b_backward), 0.0f, target, n, act);
 }
 
 /* gradient += leftᵀ·right over the block's rows, in the order of blocks. */
