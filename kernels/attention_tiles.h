@@ -6,7 +6,7 @@
 
 #include "core/backend.h"
 
-enum { SPT_TILE_QUERIES = 128, SPT_TILE_KEYS = 64 };
+enum { SPT_TILE_QUERIES = 256, SPT_TILE_KEYS = 64 };
 
 /* One thread's scratch, 32-bit words: an fp32 element, or a pair of bf16 ones. */
 typedef struct spt_attention_scratch {

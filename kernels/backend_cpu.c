@@ -269,8 +269,8 @@ spt_status spt_cpu_open(spt_precision precision, int threads, int local_ranks, s
   char arithmetic[64] = "fp32";
   if (cpu->base.act == SPT_BF16)
     snprintf(arithmetic, sizeof arithmetic, "bf16 (%s)", unit ? unit : "rounded operands, fp32 arithmetic");
-  snprintf(cpu->base.description, sizeof cpu->base.description, "cpu, %d thread%s, %s, %s", cpu->base.threads,
-           cpu->base.threads == 1 ? "" : "s", arithmetic, library);
+  snprintf(cpu->base.description, sizeof cpu->base.description, "cpu, %d thread%s, %s, %s, %s loops", cpu->base.threads,
+           cpu->base.threads == 1 ? "" : "s", arithmetic, library, cpu->simd->name);
   *backend_p = &cpu->base;
   return SPT_OK;
 }

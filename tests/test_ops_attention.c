@@ -5,8 +5,10 @@
 #include "reference.h"
 
 static ref_attention shape;
+static bool by_products; /* the way that is taken where whole products reach AMX */
 
 static void body(ops_fixture *f) {
+  ((spt_cpu *)f->backend)->attention_by_products = by_products;
   ref_attention a = shape;
   const int64_t N = a.sequences * a.seq_len, width = (a.heads + 2 * a.kv_heads) * a.head_dim,
                 out = a.heads * a.head_dim;
@@ -38,8 +40,7 @@ static void body(ops_fixture *f) {
   ops_check(f, "dqkv", ops_get(f, args.dqkv, N * width, f->act), dqkv, N * width, f->act, 1.0);
 }
 
-static void test_attention(void **state) {
-  (void)state;
+static void run_cases(void) {
   static const struct {
     const char *name;
     ref_attention shape;
@@ -48,7 +49,8 @@ static void test_attention(void **state) {
       {"attention T=127", {1, 127, 1, 1, 33, NULL}},     {"attention T=128", {1, 128, 2, 2, 32, NULL}},
       {"attention T=129 GQA", {2, 129, 6, 2, 20, NULL}}, {"attention T=513 GQA", {1, 513, 4, 1, 17, NULL}},
       {"attention T=650", {1, 650, 1, 1, 64, NULL}},     {"attention T=70 d=128", {2, 70, 2, 1, 128, NULL}},
-      {"attention T=9 d=1", {4, 9, 5, 5, 1, NULL}},
+      {"attention T=9 d=1", {4, 9, 5, 5, 1, NULL}},        {"attention T=257 d=6", {1, 257, 2, 2, 6, NULL}},
+      {"attention T=290 d=48 MQA", {1, 290, 3, 1, 48, NULL}},
   };
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     shape = cases[i].shape;
@@ -56,7 +58,18 @@ static void test_attention(void **state) {
   }
 }
 
+static void test_tiles(void **state) {
+  (void)state;
+  by_products = false;
+  run_cases();
+}
+static void test_products(void **state) {
+  (void)state;
+  by_products = true;
+  run_cases();
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_attention)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_tiles), cmocka_unit_test(test_products)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }
