@@ -63,7 +63,6 @@ static spt_status accumulate_gradients(trainer *t, double *loss_sum_p) {
   const int64_t passes = config->batch.sequences / t->comm->size / config->batch.micro;
   const float loss_scale = (float)(1.0 / (double)trainer_tokens_per_step(config));
   const spt_backward_hooks hooks = spt_data_parallel_hooks(t->data_parallel);
-  SPT_TRY(t->backend->ops->zero(t->backend, t->gradients, (size_t)t->plan->layout.elements * sizeof(float)));
   for (int64_t pass = 0; pass < passes; pass++) {
     spt_micro_batch batch;
     SPT_TRY(spt_prefetch_next(t->prefetch, &batch));
@@ -129,7 +128,9 @@ static spt_status train_step(trainer *t, trainer_step *step) {
   const double start = trainer_now(), waited = spt_prefetch_wait_seconds(t->prefetch);
   double loss_sum = 0;
   // a rank whose data or backend fails goes on with the step's collectives, so that all ranks can leave together
-  spt_status status = accumulate_gradients(t, &loss_sum);
+  spt_status status = t->backend->ops->zero(t->backend, t->gradients, (size_t)t->plan->layout.elements * sizeof(float));
+  const double zeroed = trainer_now();
+  if (status == SPT_OK) status = accumulate_gradients(t, &loss_sum);
   const double data_wait = spt_prefetch_wait_seconds(t->prefetch) - waited;
   const double computed = trainer_now();
   SPT_TRY(abort_on_failure(t, spt_data_parallel_reduce_finish(t->data_parallel), "gradient reduction"));
@@ -137,7 +138,9 @@ static spt_status train_step(trainer *t, trainer_step *step) {
 
   spt_control control = {.clip = 1, .apply = 1};
   if (status == SPT_OK) status = spt_optimizer_gradient_stats(t->optimizer, &control);
+  const double counted = trainer_now();
   SPT_TRY(decide(t, status, loss_sum, data_wait, &control, step));
+  const double decided = trainer_now();
   const double factor = spt_schedule_factor(&t->config.schedule, t->step);
   step->lr = factor * t->config.optimizer.lr;
   SPT_TRY(abort_on_failure(t, spt_optimizer_step(t->optimizer, factor, &control), "optimizer"));
@@ -152,10 +155,11 @@ static spt_status train_step(trainer *t, trainer_step *step) {
   t->step++;
   t->tokens += trainer_tokens_per_step(&t->config);
   t->times.data_wait += data_wait;
-  t->times.model += computed - start - data_wait;
+  t->times.model += computed - zeroed - data_wait;
   t->times.reduce_wait += reduced - computed;
   step->optimizer_seconds = updated - reduced;
-  t->times.optimizer += step->optimizer_seconds;
+  t->times.decide += decided - counted;
+  t->times.optimizer += zeroed - start + step->optimizer_seconds - (decided - counted);
   t->times.gather += gathered - updated;
   t->times.refresh += trainer_now() - gathered;
   step->seconds = trainer_now() - start;
@@ -229,8 +233,16 @@ static spt_status record(trainer *t, const trainer_step *step, bool validated) {
                                    .validation_loss = t->last_validation_loss,
                                    .perplexity = exp(t->last_validation_loss),
                                    .bits_per_byte = t->last_bits_per_byte};
+  t->times.records++;
   SPT_TRY(spt_metrics_append(t->metrics, &entry));
   return validated ? spt_metrics_write_hdf5(t->metrics) : SPT_OK;
+}
+
+/* Adds what has passed since *since_p to a sum of seconds. */
+static void add_time(double *since_p, double *sum_p) {
+  const double now = trainer_now();
+  *sum_p += now - *since_p;
+  *since_p = now;
 }
 
 static bool is_due(int64_t every, int64_t step) {
@@ -247,8 +259,10 @@ static spt_status after_step(trainer *t, const trainer_step *step) {
   SPT_TRY(check_divergence(t, step));
   if (t->validation && t->skipped_in_a_row == 0 && (last || (!step->stop && is_due(config->validation.every, t->step))))
     SPT_TRY(validate(t, &validated, &best));
+  double since = trainer_now();
   if (validated || last || is_due(config->metrics.every, t->step))
     SPT_TRY(spt_comm_agree(t->comm, record(t, step, validated), NULL));
+  add_time(&since, &t->times.logging);
   const bool stop = step->stop || t->stop_in_validation;
   t->save_pending |= last || best || stop || step->save_due || is_due(config->checkpoint.every, t->step);
   if (t->save_pending && t->skipped_in_a_row == 0) {
@@ -261,20 +275,31 @@ static spt_status after_step(trainer *t, const trainer_step *step) {
   } else if (step->saves_idle && t->pending_path[0] && t->skipped_in_a_row == 0) {
     SPT_TRY(trainer_finish_save(t));
   }
+  add_time(&since, &t->times.save);
   if (t->comm->rank == 0) trainer_progress_step(t, step);
+  add_time(&since, &t->times.logging);
   return SPT_OK;
 }
 
 static spt_status train(trainer *t) {
   trainer_step step = {0};
   bool stop = false;
+  double since = trainer_now();
   while (t->step < t->config.schedule.steps && !stop) {
+    t->backend->profiling = t->options.profile;
     SPT_TRY(train_step(t, &step));
+    t->backend->profiling = false; // a validation's or a save's ops are not a step's
     SPT_TRY(after_step(t, &step));
     stop = step.stop || t->stop_in_validation;
+    add_time(&since, &t->times.loop);
+    if (t->step == t->first_step + 1) trainer_profile_first_step(t);
   }
+  double saving = since;
   SPT_TRY(trainer_finish_save(t));
+  add_time(&saving, &t->times.save);
   SPT_TRY(spt_comm_agree(t->comm, t->comm->rank == 0 ? spt_metrics_write_hdf5(t->metrics) : SPT_OK, NULL));
+  add_time(&saving, &t->times.logging);
+  add_time(&since, &t->times.loop);
   return stop && t->step < t->config.schedule.steps ? SPT_STOPPED : SPT_OK;
 }
 

@@ -29,10 +29,20 @@ typedef struct trainer_options {
   int ranks; /* of the dry run; 0: not given */
 } trainer_options;
 
-/* Where a step's wall time went, summed over the run on this rank, in seconds. */
+/* Where the wall time went, summed over the run on this rank, in seconds. */
 typedef struct trainer_times {
-  double data_wait, model, reduce_wait, optimizer, gather, refresh, validation, save, total;
+  double data_wait, model, reduce_wait, optimizer, decide, gather, refresh; /* inside a step */
+  double logging, validation, save;                                         /* between steps */
+  double total;                                                             /* of the steps alone */
+  double loop;     /* of the steps and all that is between them */
+  int64_t records; /* lines of metrics.jsonl */
 } trainer_times;
+
+/* What the profile reads, as it stood after the run's first step. */
+typedef struct trainer_first_step {
+  trainer_times times;
+  spt_backend_profile ops;
+} trainer_first_step;
 
 /* What a finished step was; the same on every rank. */
 typedef struct trainer_step {
@@ -76,6 +86,7 @@ typedef struct trainer {
   bool pending_best;
   double started, last_save_at; /* seconds, monotonic */
   trainer_times times;
+  trainer_first_step first;
   spt_overlap overlap; /* summed over the run's steps */
   int64_t first_step;
 } trainer;
@@ -127,7 +138,10 @@ void trainer_progress_step(const trainer *t, const trainer_step *step);
 void trainer_progress_event(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void trainer_progress_close(const trainer *t);
 
-/* trainer_profile.c: where the time went, what each rank read and holds, what the messages were; printed by rank 0.
+/* trainer_profile.c */
+/* Call after the first step: it creates what later steps reuse, and is left out where more steps follow. Local. */
+void trainer_profile_first_step(trainer *t);
+/* Where the time went by phase and by op, what each rank read and holds, what the messages were; printed by rank 0.
  * Collective. */
 spt_status trainer_print_profile(const trainer *t);
 

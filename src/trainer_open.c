@@ -68,6 +68,7 @@ static spt_status open_compute(trainer *t) {
                            t->comm->cpu_sharers, &t->backend));
   t->backend->profiling = t->options.profile;
   SPT_TRY(spt_backend_measure_peak(t->backend));
+  t->backend->profiling = false; // until the first step
   SPT_TRY(spt_params_open(&config->model, &t->params));
   spt_flops_count(&config->model, &config->optimizer, t->params, &t->flops);
   SPT_TRY(spt_shard_plan_open(&config->model, &config->optimizer, t->params, t->comm->size,

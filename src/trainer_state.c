@@ -342,7 +342,6 @@ spt_status trainer_finish_save(trainer *t) {
 }
 
 spt_status trainer_save(trainer *t, bool best) {
-  const double start = trainer_now();
   bool finite;
   SPT_TRY(trainer_parameters_finite(t, &finite));
   if (!finite)
@@ -373,6 +372,5 @@ spt_status trainer_save(trainer *t, bool best) {
   // the records of the saved steps are as durable as the checkpoint
   SPT_TRY(spt_comm_agree(t->comm, t->comm->rank == 0 ? spt_metrics_write_hdf5(t->metrics) : SPT_OK, NULL));
   t->last_save_at = trainer_now();
-  t->times.save += trainer_now() - start;
   return SPT_OK;
 }

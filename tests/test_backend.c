@@ -46,11 +46,14 @@ static void test_open(void **state) {
 static void test_peak_and_profile(void **state) {
   (void)state;
   spt_backend *backend = open_cpu(SPT_BACKEND_CPU, SPT_PRECISION_FP32, 1, 1);
-  assert_true(backend->peak_flops == 0.0);
+  assert_true(backend->peak_flops == 0.0 && backend->peak_bytes == 0.0);
+  OPS_OK(spt_backend_measure_peak(backend));
+  assert_true(backend->peak_flops > 0.0 && backend->peak_bytes == 0.0);
   backend->profiling = true;
   OPS_OK(spt_backend_measure_peak(backend));
-  assert_true(backend->peak_flops > 0.0);
-  assert_true(backend->profile.ops[SPT_OP_BATCHED_GEMM][0].calls == 0); // the measurement does not count
+  assert_true(backend->peak_flops > 0.0 && backend->peak_bytes > 0.0);
+  for (int op = 0; op < SPT_OP_COUNT; op++) // the measurement does not count
+    assert_true(backend->profile.ops[op][0].calls == 0 && backend->profile.ops[op][1].calls == 0);
   void *memory;
   OPS_OK(backend->ops->alloc(backend, 1 << 22, &memory));
   assert_int_equal((uintptr_t)memory % 64, 0);

@@ -237,7 +237,7 @@ struct spt_backend {
   int threads;
   char description[192];       /* "cpu, 2 threads, bf16 (AMX), oneDNN 2.6.3" */
   double peak_flops;           /* measured matrix-product rate of this backend for `act`, 0 = not measured */
-  double peak_bytes;           /* measured rate of moving memory, read and written bytes a second, 0 = not measured */
+  double peak_bytes;           /* measured rate of moving memory, bytes read and bytes written a second, 0 = not measured */
   bool profiling;
   spt_backend_profile profile; /* accumulated while profiling */
 };
@@ -245,7 +245,8 @@ struct spt_backend {
 /* Opens the backend `kind`; AUTO takes CUDA where built and present, else CPU. precision AUTO and threads 0 are resolved as the design's
  * "The job file" says (threads: allowed CPUs over local_ranks, at least 1; local_ranks: those that share the CPUs). Defined in kernels/backend.c. The caller closes it by ops->close. */
 spt_status spt_backend_open(spt_backend_kind kind, spt_precision precision, int threads, int local_ranks, spt_backend **backend_p);
-/* Measures the rate of a large matrix product in `act` (about 0.1 s) into peak_flops. */
+/* Measures the rate of a large matrix product in `act` into peak_flops (0.1 to 0.5 s) and, while profiling, that of moving memory into
+ * peak_bytes (as long again; takes 64 MiB a thread meanwhile, 256 MiB at least). */
 spt_status spt_backend_measure_peak(spt_backend *backend);
 
 #endif
