@@ -14,9 +14,17 @@ static double now(void) {
   return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
-static double gemm_seconds(const spt_cpu *cpu) {
-  double sum = 0.0;
-  for (int i = 0; i < cpu->base.threads; i++) sum += spt_gemm_counters(cpu->threads[i].gemm)->seconds;
+spt_gemm_counts spt_cpu_gemm_counts(const spt_cpu *cpu) {
+  spt_gemm_counts sum = {0};
+  for (int i = 0; i < cpu->base.threads; i++) {
+    const spt_gemm_counts *counts = spt_gemm_counters(cpu->threads[i].gemm);
+    sum.calls += counts->calls;
+    sum.misses += counts->misses;
+    sum.reference_primitives += counts->reference_primitives;
+    sum.flops += counts->flops;
+    sum.bytes += counts->bytes;
+    sum.seconds += counts->seconds;
+  }
   return sum;
 }
 
@@ -24,7 +32,7 @@ spt_cpu *spt_cpu_begin(spt_backend *backend) {
   spt_cpu *cpu = (spt_cpu *)backend;
   if (backend->profiling) {
     for (int i = 0; i < backend->threads; i++) spt_gemm_set_timing(cpu->threads[i].gemm, true);
-    cpu->gemm_began = gemm_seconds(cpu);
+    cpu->counts_began = spt_cpu_gemm_counts(cpu);
     cpu->began = now();
   }
   return cpu;
@@ -32,17 +40,23 @@ spt_cpu *spt_cpu_begin(spt_backend *backend) {
 
 spt_cpu_thread *spt_cpu_enter(spt_cpu *cpu) {
   spt_gemm_enter();
-  return &cpu->threads[omp_get_thread_num()];
+  spt_cpu_thread *thread = &cpu->threads[omp_get_thread_num()];
+  thread->entered++;
+  return thread;
 }
 
 spt_status spt_cpu_end(spt_cpu *cpu, spt_op_cost cost) {
   if (cpu->base.profiling) {
     spt_op_profile *row = &cpu->base.profile.ops[cost.op][cost.backward];
+    const spt_gemm_counts counts = spt_cpu_gemm_counts(cpu), *before = &cpu->counts_began;
     row->calls++;
     row->seconds += now() - cpu->began;
-    row->products += (gemm_seconds(cpu) - cpu->gemm_began) / cpu->base.threads;
+    row->products += (counts.seconds - before->seconds) / cpu->base.threads;
     row->flops += cost.flops;
     row->bytes += cost.bytes;
+    row->executed_products += counts.calls - before->calls;
+    row->executed_flops += counts.flops - before->flops;
+    row->executed_bytes += counts.bytes - before->bytes;
   }
   for (int i = 0; i < cpu->base.threads; i++) {
     spt_cpu_thread *thread = &cpu->threads[i];
@@ -63,6 +77,10 @@ static void keep(spt_cpu_thread *thread, spt_status status) {
 void spt_cpu_gemm(spt_cpu_thread *thread, int64_t m, int64_t n, int64_t k, float alpha, spt_operand a, spt_operand b,
                   float beta, void *c, int64_t ldc, spt_dtype c_dtype) {
   if (thread->status == SPT_OK) keep(thread, spt_gemm(thread->gemm, m, n, k, alpha, a, b, beta, c, ldc, c_dtype));
+}
+
+void spt_cpu_count_flops(spt_cpu_thread *thread, double flops) {
+  spt_gemm_counters(thread->gemm)->flops += flops;
 }
 
 spt_dtype spt_cpu_weight_dtype(const spt_cpu *cpu) {
@@ -90,10 +108,7 @@ void *spt_cpu_pack_scratch(spt_cpu_thread *thread, int64_t elements, spt_dtype d
 }
 
 int64_t spt_cpu_gemm_misses(const spt_backend *backend) {
-  const spt_cpu *cpu = (const spt_cpu *)backend;
-  int64_t sum = 0;
-  for (int i = 0; i < backend->threads; i++) sum += spt_gemm_counters(cpu->threads[i].gemm)->misses;
-  return sum;
+  return spt_cpu_gemm_counts((const spt_cpu *)backend).misses;
 }
 
 static void cpu_close(spt_backend **backend_p) {

@@ -12,6 +12,7 @@
 /* One thread's own state; padded, so that threads share no cache line. */
 typedef struct spt_cpu_thread {
   _Alignas(128) spt_gemm_context *gemm;
+  int64_t entered;   /* parallel regions so far */
   spt_status status; /* the first failure inside the running op */
   char message[SPT_MESSAGE_MAX];
 } spt_cpu_thread;
@@ -31,7 +32,8 @@ typedef struct spt_cpu {
   spt_packed_size *packed_sizes; /* asked for before, [SPT_PACKED_SIZES_MAX] */
   double *partial; /* fixed-order partial sums of the vector ops */
   int64_t partial_count;
-  double began, gemm_began; /* of the running op, while profiling */
+  double began; /* of the running op, while profiling */
+  spt_gemm_counts counts_began;
 } spt_cpu;
 
 spt_status spt_cpu_open(spt_precision precision, int threads, int local_ranks, spt_backend **backend_p);
@@ -50,12 +52,13 @@ size_t spt_cpu_packed_bytes(const spt_cpu *cpu, int64_t n, int64_t k);
 void spt_cpu_pack(spt_cpu_thread *thread, int64_t n, int64_t k, spt_operand b, void *packed);
 /* A thread's own memory for an operand on its way into that order; NULL after a failure, which is kept. */
 void *spt_cpu_pack_scratch(spt_cpu_thread *thread, int64_t elements, spt_dtype dtype);
-/* FLOPs of products done beside spt_cpu_gemm. */
-static inline void spt_cpu_count_flops(spt_cpu_thread *thread, double flops) {
-  spt_gemm_counters(thread->gemm)->flops += flops;
-}
+/* Adds to this thread's counts the FLOPs of a matrix product (2·m·n·k) that a kernel executed without spt_cpu_gemm: all
+ * that it did, also what a mask or padding then wasted. */
+void spt_cpu_count_flops(spt_cpu_thread *thread, double flops);
 /* Type of packed weights: act, but fp32 where bf16 products are computed in fp32. */
 spt_dtype spt_cpu_weight_dtype(const spt_cpu *cpu);
+/* Of all threads together. */
+spt_gemm_counts spt_cpu_gemm_counts(const spt_cpu *cpu);
 /* Misses of all threads' GEMM caches: constant once the shapes have been seen. For tests. */
 int64_t spt_cpu_gemm_misses(const spt_backend *backend);
 

@@ -258,6 +258,10 @@ static spt_status make_primitive(spt_gemm_context *context, const gemm_key *key,
   if (status == dnnl_success) {
     const void *pad = dnnl_primitive_desc_query_md(desc, dnnl_query_scratchpad_md, 0);
     entry->scratchpad_bytes = pad ? dnnl_memory_desc_get_size(pad) : 0;
+    const char *name = NULL; // of the implementation
+    if (dnnl_primitive_desc_query(desc, dnnl_query_impl_info_str, 0, &name) == dnnl_success && name &&
+        strncmp(name, "ref", 3) == 0)
+      context->counts.reference_primitives++;
     if (pad) status = dnnl_memory_create(&entry->scratchpad, pad, context->engine, DNNL_MEMORY_NONE);
   }
   if (status != dnnl_success)
@@ -467,6 +471,15 @@ static spt_status multiply(spt_gemm_context *context, int64_t m, int64_t n, int6
   return SPT_OK;
 }
 
+static void count_product(spt_gemm_counts *counts, int64_t m, int64_t n, int64_t k, spt_operand a, spt_operand b,
+                          float beta, spt_dtype c_dtype) {
+  counts->calls++;
+  counts->flops += 2.0 * (double)m * (double)n * (double)k;
+  counts->bytes += (double)(m * k) * (double)spt_dtype_size(a.dtype) +
+                   (double)(k * n) * (double)spt_dtype_size(b.dtype) +
+                   (double)(m * n) * (double)spt_dtype_size(c_dtype) * (beta != 0.0f ? 2.0 : 1.0);
+}
+
 spt_status spt_gemm(spt_gemm_context *context, int64_t m, int64_t n, int64_t k, float alpha, spt_operand a,
                     spt_operand b, float beta, void *c, int64_t ldc, spt_dtype c_dtype) {
   if (m <= 0 || n <= 0) return SPT_OK;
@@ -474,8 +487,7 @@ spt_status spt_gemm(spt_gemm_context *context, int64_t m, int64_t n, int64_t k, 
     scale_matrix(m, n, beta, c, ldc, c_dtype);
     return SPT_OK;
   }
-  context->counts.calls++;
-  context->counts.flops += 2.0 * (double)m * (double)n * (double)k;
+  count_product(&context->counts, m, n, k, a, b, beta, c_dtype);
   const double began = context->timing ? now() : 0.0;
   const spt_status status = multiply(context, m, n, k, alpha, a, b, beta, c, ldc, c_dtype);
   if (context->timing) context->counts.seconds += now() - began;

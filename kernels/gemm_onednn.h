@@ -1,5 +1,6 @@
 /* Single-threaded matrix products on oneDNN (2.6 and 3.x): the only file that calls it. A context belongs to one
- * thread; it caches primitives and memory objects by shape, so that a repeated product allocates nothing. */
+ * thread; it caches primitives and memory objects by shape, so that a repeated product creates nothing. (oneDNN itself
+ * allocates about six small blocks in each execution; tests/test_step_cost.c counts them.) */
 #ifndef SPT_GEMM_ONEDNN_H
 #define SPT_GEMM_ONEDNN_H
 
@@ -41,11 +42,13 @@ size_t spt_gemm_packed_bytes(spt_gemm_context *context, int64_t n, int64_t k, sp
 spt_status spt_gemm_pack(spt_gemm_context *context, int64_t n, int64_t k, spt_operand b, void *packed);
 /* `bytes` of the context's own memory, valid until the next call. */
 spt_status spt_gemm_scratch(spt_gemm_context *context, size_t bytes, void **scratch_p);
-/* Products so far, of these the ones that had to create a primitive or grow a buffer, their FLOPs (2·m·n·k), and
- * seconds in them while `timing`. */
+/* Products so far; how often one had to create a primitive or grow a buffer; primitives that oneDNN runs by its slow
+ * reference loops; what the products executed, FLOPs (2·m·n·k each) and bytes of A, B and C as stored, C twice where it
+ * is added to (exact: whole numbers below 2^53); and seconds in them while `timing`. */
 typedef struct spt_gemm_counts {
-  int64_t calls, misses;
-  double flops, seconds;
+  int64_t calls, misses, reference_primitives;
+  double flops, bytes;
+  double seconds;
 } spt_gemm_counts;
 spt_gemm_counts *spt_gemm_counters(spt_gemm_context *context);
 void spt_gemm_set_timing(spt_gemm_context *context, bool timing);

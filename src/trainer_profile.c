@@ -59,6 +59,9 @@ static spt_op_profile add_profile(spt_op_profile a, const spt_op_profile *b, int
   a.products += sign * b->products;
   a.flops += sign * b->flops;
   a.bytes += sign * b->bytes;
+  a.executed_products += sign * b->executed_products;
+  a.executed_flops += sign * b->executed_flops;
+  a.executed_bytes += sign * b->executed_bytes;
   return a;
 }
 

@@ -181,6 +181,9 @@ typedef struct spt_op_profile {
   double seconds;  /* wall time */
   double products; /* of it in matrix products: the threads' mean; attention's products are fused with the rest and not told apart */
   double flops, bytes; /* spt_op_cost, summed */
+  /* what the backend did: matrix products called, their FLOPs (fused ones included) and the bytes of their operands and results */
+  int64_t executed_products;
+  double executed_flops, executed_bytes;
 } spt_op_profile;
 typedef struct spt_backend_profile {
   spt_op_profile ops[SPT_OP_COUNT][2]; /* [op][backward] */
