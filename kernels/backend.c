@@ -2,7 +2,6 @@
 #include "backend_cpu.h"
 
 #include <stdlib.h>
-#include <string.h>
 #include <time.h>
 
 spt_status spt_backend_open(spt_backend_kind kind, spt_precision precision, int threads, int local_ranks,
@@ -13,9 +12,9 @@ spt_status spt_backend_open(spt_backend_kind kind, spt_precision precision, int 
   return spt_cpu_open(precision, threads, local_ranks, backend_p);
 }
 
-static double seconds_of(clockid_t clock) {
+static double now(void) {
   struct timespec time;
-  clock_gettime(clock, &time);
+  clock_gettime(CLOCK_MONOTONIC, &time);
   return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
@@ -32,21 +31,17 @@ static spt_status run_to_end(spt_backend *backend, const measured_op *op) {
 }
 
 /* The best rate that two of many calls reached (one alone may be a slip of the clocks). It must have stood for QUIET
- * seconds, and LIMIT ends the search in any case. On the CPU a call takes the time that its threads ran: where two of
- * them share a core, as schedulers let them after a pause, the wall clock would show half the rate. */
+ * seconds, and LIMIT ends the search in any case. */
 static spt_status measure(spt_backend *backend, const measured_op *op, double *rate_p) {
   const double QUIET = 0.1, LIMIT = 0.5, MORE = 1.01;
-  const bool on_cpu = strcmp(backend->ops->name, "cpu") == 0;
   SPT_TRY(run_to_end(backend, op)); // warms the caches up
-  const double began = seconds_of(CLOCK_MONOTONIC);
+  const double began = now();
   double best = 0.0, second = 0.0, improved = began, end = began;
   while (end - began < LIMIT && end - improved < QUIET) {
-    const double start = seconds_of(CLOCK_MONOTONIC), used = seconds_of(CLOCK_PROCESS_CPUTIME_ID);
+    const double start = now();
     SPT_TRY(run_to_end(backend, op));
-    end = seconds_of(CLOCK_MONOTONIC);
-    const double ran = (seconds_of(CLOCK_PROCESS_CPUTIME_ID) - used) / backend->threads;
-    const double seconds = on_cpu && ran < end - start ? ran : end - start;
-    const double rate = seconds > 0.0 ? op->work / seconds : 0.0;
+    end = now();
+    const double rate = end > start ? op->work / (end - start) : 0.0;
     if (rate > MORE * second) improved = end;
     second = rate > best ? best : rate > second ? rate : second;
     if (rate > best) best = rate;
@@ -59,30 +54,28 @@ static spt_status run_product(spt_backend *backend, const void *arguments) {
   return backend->ops->batched_gemm(backend, arguments);
 }
 
-/* One square product a thread. */
+/* One square product, on one thread, times the processors that the threads have to themselves: schedulers may let all
+ * threads share a core for the first second, so that a product on each would show a part of the rate. */
 static spt_status measure_flops(spt_backend *backend) {
   enum { EDGE = 768 };
-  const int entries = backend->threads;
-  const size_t matrix = (size_t)EDGE * EDGE * spt_dtype_size(backend->act), bytes = 3 * (size_t)entries * matrix;
-  void **pointers = calloc(3 * (size_t)entries, sizeof *pointers), *slab = NULL;
-  if (!pointers) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory to measure the matrix-product rate");
-  spt_status status = backend->ops->alloc(backend, bytes, &slab);
-  if (status == SPT_OK) {
-    for (int i = 0; i < 3 * entries; i++) pointers[i] = (unsigned char *)slab + (size_t)i * matrix;
-    const spt_gemm_batch batch = {.batch = entries,
-                                  .m = EDGE,
-                                  .n = EDGE,
-                                  .k = EDGE,
-                                  .alpha = 1.0f,
-                                  .dtype = backend->act,
-                                  .a = (const void *const *)pointers,
-                                  .b = (const void *const *)(pointers + entries),
-                                  .c = pointers + 2 * entries};
-    const measured_op op = {run_product, &batch, 2.0 * entries * (double)EDGE * EDGE * EDGE};
-    status = measure(backend, &op, &backend->peak_flops);
-    backend->ops->free(backend, slab, bytes);
-  }
-  free(pointers);
+  const size_t matrix = (size_t)EDGE * EDGE * spt_dtype_size(backend->act);
+  void *slab = NULL;
+  SPT_TRY(backend->ops->alloc(backend, 3 * matrix, &slab));
+  const void *const a = slab, *const b = (unsigned char *)slab + matrix;
+  void *const c = (unsigned char *)slab + 2 * matrix;
+  const spt_gemm_batch batch = {.batch = 1,
+                                .m = EDGE,
+                                .n = EDGE,
+                                .k = EDGE,
+                                .alpha = 1.0f,
+                                .dtype = backend->act,
+                                .a = &a,
+                                .b = &b,
+                                .c = &c};
+  const measured_op op = {run_product, &batch, 2.0 * (double)EDGE * EDGE * EDGE};
+  const spt_status status = measure(backend, &op, &backend->peak_flops);
+  backend->ops->free(backend, slab, 3 * matrix);
+  backend->peak_flops *= backend->processors;
   return status;
 }
 

@@ -273,6 +273,8 @@ spt_status spt_cpu_open(spt_precision precision, int threads, int local_ranks, s
   cpu->base.act = precision == SPT_PRECISION_BF16 || (precision == SPT_PRECISION_AUTO && unit) ? SPT_BF16 : SPT_F32;
   cpu->base.threads = threads > 0 ? threads : allowed_cpus() / (local_ranks > 0 ? local_ranks : 1);
   if (cpu->base.threads < 1) cpu->base.threads = 1;
+  const int share = allowed_cpus() / (local_ranks > 0 ? local_ranks : 1);
+  cpu->base.processors = share < 1 ? 1 : share < cpu->base.threads ? share : cpu->base.threads;
   const spt_status status = open_threads(cpu, unit != NULL);
   if (status != SPT_OK) {
     spt_backend *base = &cpu->base;
