@@ -1,5 +1,5 @@
-/* Causal attention: which thread does which head, and with what scratch. The arithmetic is attention_tiles.c's or, where whole products reach a
- * faster unit, attention_products.c's. */
+/* Causal attention: which thread does which head, and with what scratch. The arithmetic is attention_tiles.c's or,
+ * where whole products reach a faster unit, attention_products.c's. */
 #include "backend_cpu.h"
 
 #include <omp.h>
@@ -47,14 +47,15 @@ static spt_attention_scratch scratch_of(const spt_attention_args *args, spt_dtyp
   void *at[SPT_ATTENTION_SCRATCH_ARRAYS];
   spt_attention_scratch_words(args->seq_len, args->head_dim, act, train, words);
   for (int i = 0; i < SPT_ATTENTION_SCRATCH_ARRAYS; i++) at[i] = spt_carve_take(&carve, words[i], sizeof(uint32_t));
-  spt_attention_scratch s = {at[0], at[1], at[2],  at[3],  at[4],  at[5],  at[6],  at[7],
-                             at[8], at[9], at[10], at[11], at[12], at[13], at[14], at[15], NULL};
+  spt_attention_scratch s = {at[0], at[1],  at[2],  at[3],  at[4],  at[5],  at[6],  at[7], at[8],
+                             at[9], at[10], at[11], at[12], at[13], at[14], at[15], NULL};
   s.dv = s.dk + args->seq_len * spt_attention_padded(args->head_dim);
   return s;
 }
 
 /* Row `row`, head `head` of q (0), k (1) or v (2), which lie one after another. */
-static void *head_at(const spt_attention_args *args, const void *qkv, int matrix, int64_t row, int64_t head, spt_dtype act) {
+static void *head_at(const spt_attention_args *args, const void *qkv, int matrix, int64_t row, int64_t head,
+                     spt_dtype act) {
   const int64_t tokens = args->sequences * args->seq_len, d = args->head_dim;
   const int64_t before = matrix == 0 ? 0 : args->heads + (matrix - 1) * args->kv_heads;
   return spt_at(qkv, (tokens * before + row * (matrix == 0 ? args->heads : args->kv_heads) + head) * d, act);
@@ -81,7 +82,8 @@ static spt_attention_tile tile_of(const spt_attention_args *args, spt_dtype act,
   };
 }
 
-/* A task is some query blocks of a head: whole heads where there are enough of them, so that the threads' shares are even. */
+/* A task is some query blocks of a head: whole heads where there are enough of them, so that the threads' shares are
+ * even. */
 spt_status spt_cpu_attention_forward(spt_backend *backend, const spt_attention_args *args) {
   spt_cpu *cpu = spt_cpu_begin(backend);
   if (cpu->attention_by_products) return spt_cpu_attention_products_forward(backend, args);
@@ -121,7 +123,8 @@ static void backward_task(spt_cpu *cpu, spt_cpu_thread *thread, const spt_attent
   const int64_t row = sequence * args->seq_len, width = args->kv_heads * d;
   cpu->simd->store_rows(args->seq_len, d, (float)(1.0 / sqrt((double)d)), scratch->dk, padded,
                         head_at(args, args->dqkv, 1, row, kv, act), width, act);
-  cpu->simd->store_rows(args->seq_len, d, 1.0f, scratch->dv, padded, head_at(args, args->dqkv, 2, row, kv, act), width, act);
+  cpu->simd->store_rows(args->seq_len, d, 1.0f, scratch->dv, padded, head_at(args, args->dqkv, 2, row, kv, act), width,
+                        act);
 }
 
 /* A task is a sequence's key-value head, so that dk and dv are summed in one order. */
@@ -133,7 +136,8 @@ spt_status spt_cpu_attention_backward(spt_backend *backend, const spt_attention_
     spt_cpu_thread *thread = spt_cpu_enter(cpu);
     const spt_attention_scratch scratch = scratch_of(args, backend->act, true, omp_get_thread_num());
 #pragma omp for schedule(static, 1)
-    for (int64_t task = 0; task < args->sequences * args->kv_heads; task++) backward_task(cpu, thread, args, task, &scratch);
+    for (int64_t task = 0; task < args->sequences * args->kv_heads; task++)
+      backward_task(cpu, thread, args, task, &scratch);
   }
   return spt_cpu_end(cpu, spt_cost_attention(args, backend->act, true));
 }

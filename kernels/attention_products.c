@@ -192,16 +192,17 @@ SPT_CLONES static void probability_chunk(int64_t rows, int64_t keys, int64_t dia
   }
 }
 
-static void backward_block(const spt_cpu *cpu, const spt_attention_args *args, spt_cpu_thread *thread, const attention_scratch *s,
-                           const head_view *view, int64_t query0, const float *lse, spt_dtype act) {
+static void backward_block(const spt_cpu *cpu, const spt_attention_args *args, spt_cpu_thread *thread,
+                           const attention_scratch *s, const head_view *view, int64_t query0, const float *lse,
+                           spt_dtype act) {
   const int64_t d = args->head_dim, rows = spt_min(QUERIES, args->seq_len - query0), end = query0 + rows;
   const float scale = (float)(1.0 / sqrt((double)d));
   const int64_t o_at = (view->row0 + query0) * view->width + view->o_column;
   const spt_operand d_o = {spt_at(args->d_o, o_at, act), view->width, act, false};
   const spt_operand probs_t = {s->probs, 0, act, true}, d_scores = {s->d_scores, 0, act, false};
   for (int64_t i = 0; i < rows; i++) // delta = Σ o·do
-    s->row[i] = dot_act(d, spt_at(args->o, o_at + i * view->width, act),
-                        spt_at(args->d_o, o_at + i * view->width, act), act);
+    s->row[i] =
+        dot_act(d, spt_at(args->o, o_at + i * view->width, act), spt_at(args->d_o, o_at + i * view->width, act), act);
   for (int64_t key0 = 0; key0 < end; key0 += KEYS) {
     const int64_t keys = spt_min(KEYS, end - key0);
     spt_operand p = probs_t, ds = d_scores, ds_t = d_scores;
@@ -218,8 +219,8 @@ static void backward_block(const spt_cpu *cpu, const spt_attention_args *args, s
                  SPT_F32);
   }
   for (int64_t i = 0; i < rows; i++)
-    cpu->simd->convert(spt_at(args->dqkv, view->q_at + (query0 + i) * view->width, act), act, s->out + i * d,
-                SPT_F32, d);
+    cpu->simd->convert(spt_at(args->dqkv, view->q_at + (query0 + i) * view->width, act), act, s->out + i * d, SPT_F32,
+                       d);
 }
 
 /* A task owns a sequence's key-value head and all the query heads that use it, so that dk and dv are summed in one
@@ -242,14 +243,12 @@ spt_status spt_cpu_attention_products_backward(spt_backend *backend, const spt_a
       for (int64_t head = head0; head < head0 + group; head++) {
         view = view_of(args, sequence, head, act);
         for (int64_t query0 = 0; query0 < seq_len; query0 += QUERIES)
-          backward_block(cpu, args, thread, &scratch, &view, query0, args->lse + (sequence * args->heads + head) * seq_len,
-                         act);
+          backward_block(cpu, args, thread, &scratch, &view, query0,
+                         args->lse + (sequence * args->heads + head) * seq_len, act);
       }
       for (int64_t i = 0; i < seq_len; i++) {
-        cpu->simd->convert(spt_at(args->dqkv, view.k_at + i * view.k.ld, act), act, scratch.dk + i * d,
-                    SPT_F32, d);
-        cpu->simd->convert(spt_at(args->dqkv, view.v_at + i * view.v.ld, act), act, scratch.dv + i * d,
-                    SPT_F32, d);
+        cpu->simd->convert(spt_at(args->dqkv, view.k_at + i * view.k.ld, act), act, scratch.dk + i * d, SPT_F32, d);
+        cpu->simd->convert(spt_at(args->dqkv, view.v_at + i * view.v.ld, act), act, scratch.dv + i * d, SPT_F32, d);
       }
     }
   }

@@ -6,7 +6,7 @@
 /* A group of queries: two vectors side by side. */
 enum { GROUP = 2 * SPT_LANES, GROUPS = SPT_TILE_QUERIES / GROUP, ROWS = SPT_LANES == 16 ? 8 : 4 };
 
-static const float log2e = 1.44269504088896341f, lowest = -1e30f;
+static const float log2e = 1.44269504088896341f, lowest = -1e38f; // its products with log2 e are finite
 
 /* Words are pairs of bf16 only where the processor multiplies such pairs; else everything is widened on the way in. */
 SPT_INLINE bool paired(const spt_attention_tile *t) {
@@ -96,8 +96,8 @@ static void multiply(int64_t rows, product p, bool bf16, double *flops_p) {
 /* ---- packing ---- */
 
 /* Row `row` of an activation matrix as words; fp32 rows of bf16 matrices are widened. */
-SPT_INLINE vf row_words(const spt_attention_tile *t, const void *matrix, int64_t ld, int64_t row, int64_t word, int64_t count,
-                        bool bf16) {
+SPT_INLINE vf row_words(const spt_attention_tile *t, const void *matrix, int64_t ld, int64_t row, int64_t word,
+                        int64_t count, bool bf16) {
   if (bf16) { // pairs as they lie
     const float *words = (const float *)(const void *)((const uint16_t *)matrix + row * ld) + word;
     return count < SPT_LANES ? vf_load_part(words, count) : vf_load(words);
@@ -123,10 +123,10 @@ static void pack_columns(const spt_attention_tile *t, const void *matrix, int64_
   }
 }
 
-/* Rows of `matrix` from row0, `rows` of them, as the B operand or the transposed A of a product over rows: (rows, padded), or pairs of rows
- * interleaved by element, (rows/2, padded); zeros beyond. */
-static void pack_rows(const spt_attention_tile *t, const void *matrix, int64_t ld, int64_t row0, int64_t rows, uint32_t *to,
-                      bool bf16) {
+/* Rows of `matrix` from row0, `rows` of them, as the B operand or the transposed A of a product over rows: (rows,
+ * padded), or pairs of rows interleaved by element, (rows/2, padded); zeros beyond. */
+static void pack_rows(const spt_attention_tile *t, const void *matrix, int64_t ld, int64_t row0, int64_t rows,
+                      uint32_t *to, bool bf16) {
   const int64_t d = t->head_dim, padded = spt_attention_padded(d);
   if (bf16) {
     for (int64_t row = 0; row < rows; row += 2) {
@@ -156,8 +156,8 @@ static void pack_rows(const spt_attention_tile *t, const void *matrix, int64_t l
 }
 
 /* (head_dim, GROUP) of fp32 back into rows of an activation matrix, each column times its factor. */
-static void unpack_columns(const spt_attention_tile *t, const float *from, const float *factor, void *matrix, int64_t ld,
-                           int64_t query0, int64_t rows) {
+static void unpack_columns(const spt_attention_tile *t, const float *from, const float *factor, void *matrix,
+                           int64_t ld, int64_t query0, int64_t rows) {
   const bool narrow = t->act == SPT_BF16;
   for (int64_t c = 0; c < t->head_dim; c += SPT_LANES) {
     const int64_t count = spt_min(SPT_LANES, t->head_dim - c);
@@ -237,34 +237,34 @@ SPT_INLINE vf score(const spt_attention_scratch *s, const group_state *g, int64_
   return (vf)(((vi)x & seen) | (~seen & (vi)vf_set(lowest)));
 }
 
-SPT_INLINE vf probability(const spt_attention_scratch *s, const group_state *g, int64_t key, int strip, vf c, vf shift,
-                          bool diagonal) {
-  const vf p = vf_exp2(vf_fma(vf_load(s->scores + key * GROUP + strip * SPT_LANES), c, shift));
+/* The difference first: a product with c would round, and where scores are huge its error would be a power of two. */
+SPT_INLINE vf probability(const spt_attention_scratch *s, const group_state *g, int64_t key, int strip, vf c,
+                          vf maximum, bool diagonal) {
+  const vf p = vf_exp2((vf_load(s->scores + key * GROUP + strip * SPT_LANES) - maximum) * c);
   return diagonal ? vf_where(visible(g->query + strip * SPT_LANES, g->key0 + key), p) : p;
 }
 
 /* Folds a chunk into the running maximum and sum of one vector of queries; writes probabilities relative to the new
  * maximum and returns the factor for what was accumulated before. */
-SPT_INLINE vf softmax_strip(const spt_attention_scratch *s, const group_state *g, int strip, float scale, float *maximum_p,
-                            float *sum_p, bool diagonal, bool bf16) {
+SPT_INLINE vf softmax_strip(const spt_attention_scratch *s, const group_state *g, int strip, float scale,
+                            float *maximum_p, float *sum_p, bool diagonal, bool bf16) {
   const vf before = vf_load(maximum_p), c = vf_set(scale * log2e);
   vf maximum = before, sum = vf_zero();
   for (int64_t key = 0; key < g->keys; key++) maximum = vf_max(score(s, g, key, strip, diagonal), maximum);
-  const vf shift = -maximum * c;
   for (int64_t key = 0; key < g->keys; key += 2) {
-    const vf even = probability(s, g, key, strip, c, shift, diagonal);
-    const vf odd = key + 1 < g->keys ? probability(s, g, key + 1, strip, c, shift, diagonal) : vf_zero();
+    const vf even = probability(s, g, key, strip, c, maximum, diagonal);
+    const vf odd = key + 1 < g->keys ? probability(s, g, key + 1, strip, c, maximum, diagonal) : vf_zero();
     sum += even + odd;
     store_pair(s->probs + strip * SPT_LANES, key, even, odd, bf16);
   }
-  const vf factor = vf_exp2(vf_fma(before, c, shift));
+  const vf factor = vf_exp2((before - maximum) * c);
   vf_store(maximum_p, maximum);
   vf_store(sum_p, vf_fma(vf_load(sum_p), factor, sum));
   return factor;
 }
 
-SPT_INLINE void softmax_group(const spt_attention_scratch *s, const group_state *g, float scale, float *maximum, float *sum,
-                              float factor[GROUP], bool bf16) {
+SPT_INLINE void softmax_group(const spt_attention_scratch *s, const group_state *g, float scale, float *maximum,
+                              float *sum, float factor[GROUP], bool bf16) {
   for (int strip = 0; strip < 2; strip++) {
     const int64_t at = strip * SPT_LANES;
     vf_store(factor + at, g->diagonal ? softmax_strip(s, g, strip, scale, maximum + at, sum + at, true, bf16)
@@ -275,8 +275,8 @@ SPT_INLINE void softmax_group(const spt_attention_scratch *s, const group_state 
 /* ---- forward ---- */
 
 /* Scores (keys, GROUP) of the chunk's rows of k against packed queries; likewise d_probs = v·d_oᵀ. */
-static void score_chunk(spt_attention_tile *t, const uint32_t *rows, int64_t ld, const group_state *g, const uint32_t *columns,
-                        float *to, bool bf16) {
+static void score_chunk(spt_attention_tile *t, const uint32_t *rows, int64_t ld, const group_state *g,
+                        const uint32_t *columns, float *to, bool bf16) {
   multiply(g->keys,
            (product){.depth = bf16 ? t->head_dim / 2 : t->head_dim,
                      .a = rows + g->key0 * ld,
@@ -383,8 +383,8 @@ typedef struct strip_pair {
 } strip_pair;
 
 /* p = 2^(c·s − lse2), ds = p·(dp − delta); the factor scale of ds is left to the results. */
-SPT_INLINE strip_pair differentiate(const spt_attention_scratch *s, const group_state *g, int64_t key, vf c, const float *lse2,
-                                    const float *delta, bool diagonal) {
+SPT_INLINE strip_pair differentiate(const spt_attention_scratch *s, const group_state *g, int64_t key, vf c,
+                                    const float *lse2, const float *delta, bool diagonal) {
   strip_pair x;
 #pragma GCC unroll 2
   for (int strip = 0; strip < 2; strip++) {
@@ -397,8 +397,9 @@ SPT_INLINE strip_pair differentiate(const spt_attention_scratch *s, const group_
   return x;
 }
 
-SPT_INLINE void differentiate_group(const spt_attention_tile *t, const group_state *g, const float *lse2, const float *delta,
-                                    uint32_t *p_rows, uint32_t *ds_rows, int64_t ld, bool diagonal, bool bf16) {
+SPT_INLINE void differentiate_group(const spt_attention_tile *t, const group_state *g, const float *lse2,
+                                    const float *delta, uint32_t *p_rows, uint32_t *ds_rows, int64_t ld, bool diagonal,
+                                    bool bf16) {
   const spt_attention_scratch *s = &t->scratch;
   const vf c = vf_set(t->scale * log2e);
   for (int64_t key = 0; key < g->keys; key += 2) {

@@ -63,15 +63,8 @@ static spt_status measure_flops(spt_backend *backend) {
   SPT_TRY(backend->ops->alloc(backend, 3 * matrix, &slab));
   const void *const a = slab, *const b = (unsigned char *)slab + matrix;
   void *const c = (unsigned char *)slab + 2 * matrix;
-  const spt_gemm_batch batch = {.batch = 1,
-                                .m = EDGE,
-                                .n = EDGE,
-                                .k = EDGE,
-                                .alpha = 1.0f,
-                                .dtype = backend->act,
-                                .a = &a,
-                                .b = &b,
-                                .c = &c};
+  const spt_gemm_batch batch = {
+      .batch = 1, .m = EDGE, .n = EDGE, .k = EDGE, .alpha = 1.0f, .dtype = backend->act, .a = &a, .b = &b, .c = &c};
   const measured_op op = {run_product, &batch, 2.0 * (double)EDGE * EDGE * EDGE};
   const spt_status status = measure(backend, &op, &backend->peak_flops);
   backend->ops->free(backend, slab, 3 * matrix);

@@ -268,6 +268,7 @@ spt_status spt_cpu_open(spt_precision precision, int threads, int local_ranks, s
     return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for the CPU backend");
   }
   cpu->base.ops = &cpu_ops;
+  cpu->base.host_memory = true;
   cpu->simd = spt_simd_kernels_for(spt_gemm_isa());
   cpu->attention_by_products = unit && strcmp(unit, "AMX") == 0;
   cpu->base.act = precision == SPT_PRECISION_BF16 || (precision == SPT_PRECISION_AUTO && unit) ? SPT_BF16 : SPT_F32;

@@ -27,10 +27,11 @@ typedef struct spt_cpu {
   spt_backend base;
   spt_cpu_thread *threads; /* [base.threads] */
   const spt_simd_kernels *simd;
-  bool attention_by_products; /* whole matrix products instead of tiles: where those reach a unit that tiles do not, AMX */
+  bool attention_by_products; /* whole matrix products instead of tiles: where those reach a unit that tiles do not, AMX
+                               */
   spt_rope_table rope;
   spt_packed_size *packed_sizes; /* asked for before, [SPT_PACKED_SIZES_MAX] */
-  double *partial; /* fixed-order partial sums of the vector ops */
+  double *partial;               /* fixed-order partial sums of the vector ops */
   int64_t partial_count;
   double began; /* of the running op, while profiling */
   spt_gemm_counts counts_began;

@@ -16,20 +16,24 @@ typedef struct head_call {
   spt_dtype act, weight_dtype;
   int64_t rows, row0, count; // block size; first row and number of rows of the running block
   int64_t tiles, groups;
-  size_t tile_bytes, forward_bytes[2]; // packed weights of a tile; of these for the logits, in a whole and in the last tile
-  void *h;        // act (rows, hidden)
-  float *rstd;    // (rows)
-  void *e;        // act, by tiles: (rows, TILE) each; NULL without train
-  float *maximum; // (tiles, rows), later the factor exp(maximum − lse)
-  float *sum;     // (tiles, rows)
-  float *target;  // (rows) logit of the target
-  float *dh;      // (groups, rows, hidden)
-  float *dgain;   // (pieces of a block, hidden)
-  float *logits;  // (threads, PIECE_ROWS, TILE)
+  size_t tile_bytes,
+      forward_bytes[2]; // packed weights of a tile; of these for the logits, in a whole and in the last tile
+  void *h;              // act (rows, hidden)
+  float *rstd;          // (rows)
+  void *e;              // act, by tiles: (rows, TILE) each; NULL without train
+  float *maximum;       // (tiles, rows), later the factor exp(maximum − lse)
+  float *sum;           // (tiles, rows)
+  float *target;        // (rows) logit of the target
+  float *dh;            // (groups, rows, hidden)
+  float *dgain;         // (pieces of a block, hidden)
+  float *logits;        // (threads, PIECE_ROWS, TILE)
 } head_call;
 
 static head_call call_of(const spt_cpu *cpu, int64_t tokens, int64_t vocab) {
-  head_call call = {.simd = cpu->simd, .act = cpu->base.act, .weight_dtype = spt_cpu_weight_dtype(cpu), .tiles = spt_blocks(vocab, TILE)};
+  head_call call = {.simd = cpu->simd,
+                    .act = cpu->base.act,
+                    .weight_dtype = spt_cpu_weight_dtype(cpu),
+                    .tiles = spt_blocks(vocab, TILE)};
   const int64_t fit = BLOCK_BYTES / (vocab * (int64_t)spt_dtype_size(call.act)) / 64 * 64;
   call.rows = spt_min(spt_max(64, spt_min(ROWS_MAX, fit)), spt_max(1, tokens));
   call.groups = spt_min(GROUPS, call.tiles);
@@ -164,8 +168,8 @@ static void finish_piece(const head_call *call, int64_t piece) {
   const int64_t n = args->hidden, i0 = piece * PIECE, rows = spt_min(PIECE, call->count - i0);
   for (int64_t group = 1; group < call->groups; group++)
     call->simd->add_row(rows * n, call->dh + (group * call->rows + i0) * n, call->dh + i0 * n);
-  call->simd->rmsnorm_backward(rows, n, args->x + (call->row0 + i0) * n, args->gain, call->rstd + i0, call->dh + i0 * n, SPT_F32,
-                       args->dx + (call->row0 + i0) * n, false, call->dgain + piece * n);
+  call->simd->rmsnorm_backward(rows, n, args->x + (call->row0 + i0) * n, args->gain, call->rstd + i0, call->dh + i0 * n,
+                               SPT_F32, args->dx + (call->row0 + i0) * n, false, call->dgain + piece * n);
 }
 
 static void run_block(const head_call *call, spt_cpu_thread *thread) {
@@ -176,7 +180,7 @@ static void run_block(const head_call *call, spt_cpu_thread *thread) {
   for (int64_t piece = 0; piece < pieces; piece++) {
     const int64_t i0 = piece * PIECE, rows = spt_min(PIECE, call->count - i0);
     call->simd->rmsnorm_forward(rows, n, args->norm_eps, args->x + (call->row0 + i0) * n, args->gain, call->rstd + i0,
-                        spt_at(call->h, i0 * n, call->act), call->act);
+                                spt_at(call->h, i0 * n, call->act), call->act);
   }
 #pragma omp for schedule(static, 1)
   for (int64_t tile = 0; tile < call->tiles; tile++) score_tile(call, thread, tile, logits);

@@ -9,7 +9,8 @@
 #include <stdlib.h>
 #include <time.h>
 
-/* What a primitive depends on: a product's, or, with m = 0, the packing of an op(B). ldb 0: packed. Compared bytewise, so it has no padding. */
+/* What a primitive depends on: a product's, or, with m = 0, the packing of an op(B). ldb 0: packed. Compared bytewise,
+ * so it has no padding. */
 typedef struct gemm_key {
   int64_t m, n, k, lda, ldb, ldc;
   float alpha, beta;
@@ -229,8 +230,8 @@ static dnnl_data_type_t library_type(int32_t dtype) {
   return dtype == SPT_BF16 ? dnnl_bf16 : dnnl_f32;
 }
 
-/* The order in which the library wants an op(B) (k, n): what it chooses for a product of this many rows. It takes the same order in products of
- * other sizes. */
+/* The order in which the library wants an op(B) (k, n): what it chooses for a product of this many rows. It takes the
+ * same order in products of other sizes. */
 static spt_status packed_desc(spt_gemm_context *context, int64_t n, int64_t k, spt_dtype dtype, matrix_desc *desc_p) {
   enum { ROWS = 256 };
   const dnnl_data_type_t type = library_type((int32_t)dtype);
@@ -241,8 +242,7 @@ static spt_status packed_desc(spt_gemm_context *context, int64_t n, int64_t k, s
   dnnl_status_t status = matrix_desc_make(&descs[0], dims_a, type, strides_a);
   if (status == dnnl_success) status = matrix_desc_any(&descs[1], dims_b, type);
   if (status == dnnl_success) status = matrix_desc_make(&descs[2], dims_c, type, strides_c);
-  if (status == dnnl_success)
-    status = matmul_desc(&desc, context->engine, &descs[0], &descs[1], &descs[2], NULL);
+  if (status == dnnl_success) status = matmul_desc(&desc, context->engine, &descs[0], &descs[1], &descs[2], NULL);
   if (status == dnnl_success)
     status = matrix_desc_copy(desc_p, dnnl_primitive_desc_query_md(desc, dnnl_query_weights_md, 0));
   if (desc) (void)dnnl_primitive_desc_destroy(desc);
@@ -301,8 +301,7 @@ static spt_status create_primitive(spt_gemm_context *context, const gemm_key *ke
   const spt_status status = make_primitive(context, key, desc, entry);
   (void)dnnl_primitive_desc_destroy(desc);
   SPT_TRY(status);
-  if (!packing)
-    DNNL_TRY(dnnl_memory_create(&entry->a, matrix_desc_use(&descs[0]), context->engine, DNNL_MEMORY_NONE));
+  if (!packing) DNNL_TRY(dnnl_memory_create(&entry->a, matrix_desc_use(&descs[0]), context->engine, DNNL_MEMORY_NONE));
   DNNL_TRY(dnnl_memory_create(&entry->b, matrix_desc_use(&descs[1]), context->engine, DNNL_MEMORY_NONE));
   DNNL_TRY(dnnl_memory_create(&entry->c, matrix_desc_use(&descs[2]), context->engine, DNNL_MEMORY_NONE));
   return SPT_OK;
@@ -447,8 +446,8 @@ static spt_status widen(spt_gemm_context *context, grown_buffer *buffer, int64_t
                         spt_operand *operand) {
   SPT_TRY(grow(context, buffer, (size_t)(rows * cols) * sizeof(float)));
   for (int64_t i = 0; i < rows; i++)
-    context->simd->convert((float *)buffer->data + i * cols, SPT_F32, (const uint16_t *)operand->data + i * operand->ld, SPT_BF16,
-                cols);
+    context->simd->convert((float *)buffer->data + i * cols, SPT_F32, (const uint16_t *)operand->data + i * operand->ld,
+                           SPT_BF16, cols);
   operand->data = buffer->data;
   operand->ld = cols;
   operand->dtype = SPT_F32;

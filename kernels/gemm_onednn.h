@@ -8,8 +8,8 @@
 
 typedef struct spt_gemm_context spt_gemm_context;
 
-/* A row-major operand with leading dimension ld; `transposed` means that the product uses its transpose. ld 0: a right operand op(B) in the
- * library's own order, as spt_gemm_pack made it. */
+/* A row-major operand with leading dimension ld; `transposed` means that the product uses its transpose. ld 0: a right
+ * operand op(B) in the library's own order, as spt_gemm_pack made it. */
 typedef struct spt_operand {
   const void *data;
   int64_t ld;

@@ -1,6 +1,6 @@
-/* Pair groups: prologue → ·B → ·Aᵀ → epilogue on row blocks that stay in a core's cache, and their backward, in which a block's part of the
- * weights' gradients is taken while its operands are still there. Every operand is dense (its leading dimension is its width): the matrix
- * library is up to a quarter slower on others. */
+/* Pair groups: prologue → ·B → ·Aᵀ → epilogue on row blocks that stay in a core's cache, and their backward, in which a
+ * block's part of the weights' gradients is taken while its operands are still there. Every operand is dense (its
+ * leading dimension is its width): the matrix library is up to a quarter slower on others. */
 #include "backend_cpu.h"
 #include "ordered_sum.h"
 
@@ -71,8 +71,8 @@ static void pack_stack(const spt_cpu *cpu, spt_cpu_thread *thread, const spt_gro
   void *scratch = spt_cpu_pack_scratch(thread, rank * n, dtype);
   if (!scratch) return;
   for (int64_t j = 0, row = 0; j < desc->count; row += desc->factor_rank[j], j++)
-    cpu->simd->transpose(n, desc->factor_rank[j], masters->b[j], desc->factor_rank[j], spt_at(scratch, row * n, dtype), n,
-                         dtype, cpu->base.act == SPT_BF16);
+    cpu->simd->transpose(n, desc->factor_rank[j], masters->b[j], desc->factor_rank[j], spt_at(scratch, row * n, dtype),
+                         n, dtype, cpu->base.act == SPT_BF16);
   spt_cpu_pack(thread, n, rank, plain(scratch, n, dtype), packed);
 }
 
@@ -142,11 +142,11 @@ static group_call call_of(const spt_cpu *cpu, const spt_group_desc *desc, int64_
 
 /* A block's matrices in a thread's scratch. */
 typedef struct block_scratch {
-  void *h;   // act (rows, n), behind a prologue
-  void *dz;  // act (rows, M) of an fp32 dy
-  void *dt;  // act: dt_0 (rows, r_0), dt_1, dt_2
+  void *h;       // act (rows, n), behind a prologue
+  void *dz;      // act (rows, M) of an fp32 dy
+  void *dt;      // act: dt_0 (rows, r_0), dt_1, dt_2
   void *dt_rows; // act (rows, Σr), of several members
-  void *dh;  // act (rows, n)
+  void *dh;      // act (rows, n)
 } block_scratch;
 
 static size_t carve_block(const group_call *call, bool backward, void *memory, block_scratch *s) {
@@ -195,12 +195,14 @@ size_t spt_cpu_group_workspace(const spt_cpu *cpu, const spt_group_desc *desc, i
   return forward > backward ? forward : backward;
 }
 
-/* A packed operand. In fp32 arithmetic on bf16 activations weights are fp32, which spt_gemm accepts beside a bf16 operand. */
+/* A packed operand. In fp32 arithmetic on bf16 activations weights are fp32, which spt_gemm accepts beside a bf16
+ * operand. */
 static spt_operand weight(const group_call *call, size_t offset) {
   return (spt_operand){(const unsigned char *)call->weights + offset, 0, call->weight_dtype, false};
 }
 /* Row `row0` of member j of a matrix whose members (N, m_j) lie one after another. */
-static void *member_at(const group_call *call, const void *data, int64_t column, int64_t m, int64_t row0, spt_dtype dtype) {
+static void *member_at(const group_call *call, const void *data, int64_t column, int64_t m, int64_t row0,
+                       spt_dtype dtype) {
   return spt_at(data, call->tokens * column + row0 * m, dtype);
 }
 
@@ -222,8 +224,8 @@ static void forward_block(const group_call *call, const spt_group_forward_args *
     call->simd->rmsnorm_forward(rows, n, desc->norm_eps, (const float *)args->x + row0 * n, args->gain,
                                 args->rstd + row0, s->h, act);
   else if (desc->prologue == SPT_PROLOGUE_SWIGLU)
-    call->simd->swiglu_forward(rows * n, spt_at(args->x, row0 * n, act), spt_at(args->x, (call->tokens + row0) * n, act),
-                               s->h, act);
+    call->simd->swiglu_forward(rows * n, spt_at(args->x, row0 * n, act),
+                               spt_at(args->x, (call->tokens + row0) * n, act), s->h, act);
   else
     h = spt_at(args->x, row0 * n, act);
 
@@ -323,7 +325,8 @@ static void backward_products(const group_call *call, const backward_operands *b
     const int64_t m = desc->out_dim[j], r = desc->factor_rank[j];
     const spt_operand dz = plain(dz_at(call, b, s, column, m), m, act);
     if (r == 0) {
-      spt_cpu_gemm(thread, rows, n, m, 1.0f, dz, weight(call, call->layout.a_backward[j]), j > 0 ? 1.0f : 0.0f, target, n, act);
+      spt_cpu_gemm(thread, rows, n, m, 1.0f, dz, weight(call, call->layout.a_backward[j]), j > 0 ? 1.0f : 0.0f, target,
+                   n, act);
       continue;
     }
     spt_cpu_gemm(thread, rows, r, m, 1.0f, dz, weight(call, call->layout.a_backward[j]), 0.0f, dt, r, act);
@@ -336,8 +339,8 @@ static void backward_products(const group_call *call, const backward_operands *b
 }
 
 /* gradient += leftᵀ·right over the block's rows, in the order of blocks. */
-static void add_product(group_call *call, const backward_operands *b, spt_cpu_thread *thread, int term, spt_operand left,
-                        spt_operand right, int64_t rows, int64_t cols) {
+static void add_product(group_call *call, const backward_operands *b, spt_cpu_thread *thread, int term,
+                        spt_operand left, spt_operand right, int64_t rows, int64_t cols) {
   float *sum = spt_ordered_sum_enter(&call->sum, term, b->block);
   const bool first = spt_ordered_sum_first(&call->sum, b->block);
   spt_cpu_gemm(thread, rows, cols, b->rows, 1.0f, left, right, first ? 0.0f : 1.0f, sum, cols, SPT_F32);
@@ -374,12 +377,12 @@ static void backward_block(group_call *call, const spt_group_backward_args *args
   const bool direct = desc->prologue == SPT_PROLOGUE_NONE; // dh is dx
   backward_products(call, &b, thread, s, direct ? spt_at(args->dx, b.row0 * n, act) : s->dh);
   if (desc->prologue == SPT_PROLOGUE_RMSNORM)
-    call->simd->rmsnorm_backward(b.rows, n, (const float *)args->x + b.row0 * n, args->gain, args->rstd + b.row0, s->dh, act,
-                                 args->dx_residual + b.row0 * n, true, call->dgain + block * n);
+    call->simd->rmsnorm_backward(b.rows, n, (const float *)args->x + b.row0 * n, args->gain, args->rstd + b.row0, s->dh,
+                                 act, args->dx_residual + b.row0 * n, true, call->dgain + block * n);
   else if (desc->prologue == SPT_PROLOGUE_SWIGLU)
-    call->simd->swiglu_backward(b.rows * n, spt_at(args->x, b.row0 * n, act),
-                                spt_at(args->x, (call->tokens + b.row0) * n, act), s->dh, s->h,
-                                spt_at(args->dx, b.row0 * n, act), spt_at(args->dx, (call->tokens + b.row0) * n, act), act);
+    call->simd->swiglu_backward(
+        b.rows * n, spt_at(args->x, b.row0 * n, act), spt_at(args->x, (call->tokens + b.row0) * n, act), s->dh, s->h,
+        spt_at(args->dx, b.row0 * n, act), spt_at(args->dx, (call->tokens + b.row0) * n, act), act);
   weight_gradients(call, &b, thread, s);
 }
 

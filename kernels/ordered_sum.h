@@ -1,7 +1,8 @@
-/* Sums over the blocks of a parallel loop that must come out the same whatever the number of threads: a few matrices to which every block adds its
- * term. Blocks are dealt to CHAINS partial sums, block by block; within a chain they add in order, each waiting for the one before it, matrix by
- * matrix, so that blocks follow each other as on an assembly line and hardly ever wait. At the end the chains are added to the destination in
- * order. Blocks must be started in order (schedule(static, 1)), or a thread would wait for a block of its own. */
+/* Sums over the blocks of a parallel loop that must come out the same whatever the number of threads: a few matrices to
+ * which every block adds its term. Blocks are dealt to CHAINS partial sums, block by block; within a chain they add in
+ * order, each waiting for the one before it, matrix by matrix, so that blocks follow each other as on an assembly line
+ * and hardly ever wait. At the end the chains are added to the destination in order. Blocks must be started in order
+ * (schedule(static, 1)), or a thread would wait for a block of its own. */
 #ifndef SPT_ORDERED_SUM_H
 #define SPT_ORDERED_SUM_H
 
@@ -20,8 +21,8 @@ typedef struct spt_ordered_sum {
     size_t offset; /* in a chain's partial sums, in floats */
   } term[SPT_SUM_TERMS];
   size_t chain_floats;
-  float *partial;                                         /* (chains, chain_floats) */
-  _Atomic int64_t done[SPT_SUM_CHAINS][SPT_SUM_TERMS];    /* blocks of the chain that have added this term */
+  float *partial;                                      /* (chains, chain_floats) */
+  _Atomic int64_t done[SPT_SUM_CHAINS][SPT_SUM_TERMS]; /* blocks of the chain that have added this term */
 } spt_ordered_sum;
 
 /* One more matrix of `count` elements; before place. */
@@ -30,7 +31,8 @@ void spt_ordered_sum_add(spt_ordered_sum *sum, float *destination, int64_t count
 size_t spt_ordered_sum_bytes(spt_ordered_sum *sum, int64_t blocks);
 void spt_ordered_sum_place(spt_ordered_sum *sum, void *memory);
 
-/* The partial sum of a term, once all earlier blocks of the chain have left it; leave when the block's term is added. */
+/* The partial sum of a term, once all earlier blocks of the chain have left it; leave when the block's term is added.
+ */
 float *spt_ordered_sum_enter(spt_ordered_sum *sum, int term, int64_t block);
 void spt_ordered_sum_leave(spt_ordered_sum *sum, int term, int64_t block);
 /* True for the first block of a chain, which overwrites. */

@@ -19,8 +19,7 @@ static float sum_of_squares(int64_t n, const float *x) {
 SPT_INLINE void apply_row(int64_t n, const float *x, const float *gain, float rstd, void *h, bool bf16) {
   int64_t i = 0;
   for (; i + SPT_LANES <= n; i += SPT_LANES) vf_store_act(h, i, vf_load(x + i) * rstd * vf_load(gain + i), bf16);
-  if (i < n)
-    vf_store_act_part(h, i, vf_load_part(x + i, n - i) * rstd * vf_load_part(gain + i, n - i), n - i, bf16);
+  if (i < n) vf_store_act_part(h, i, vf_load_part(x + i, n - i) * rstd * vf_load_part(gain + i, n - i), n - i, bf16);
 }
 
 void SPT_SIMD(rmsnorm_apply)(int64_t rows, int64_t n, const float *x, const float *gain, const float *rstd, void *h,
@@ -68,5 +67,6 @@ void SPT_SIMD(rmsnorm_backward)(int64_t rows, int64_t n, const float *x, const f
                                 const void *dh, spt_dtype dh_dtype, float *dx, bool add, float *dgain) {
   for (int64_t i = 0; i < n; i++) dgain[i] = 0.0f;
   for (int64_t r = 0; r < rows; r++)
-    SPT_BY_DTYPE(dh_dtype, backward_row, n, x + r * n, gain, rstd[r], spt_at(dh, r * n, dh_dtype), dx + r * n, add, dgain);
+    SPT_BY_DTYPE(dh_dtype, backward_row, n, x + r * n, gain, rstd[r], spt_at(dh, r * n, dh_dtype), dx + r * n, add,
+                 dgain);
 }

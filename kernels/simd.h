@@ -1,6 +1,7 @@
-/* A vector of floats as wide as the instruction set that the including file is compiled for. Included only by the simd_*.c files, each of
- * which is compiled once per instruction set (kernels/meson.build) and reached through the table of simd_kernels.h. Portable parts are GCC's
- * vector extension; x86 intrinsics stand where it has no word for the instruction. */
+/* A vector of floats as wide as the instruction set that the including file is compiled for. Included only by the
+ * simd_*.c files, each of which is compiled once per instruction set (kernels/meson.build) and reached through the
+ * table of simd_kernels.h. Portable parts are GCC's vector extension; x86 intrinsics stand where it has no word for the
+ * instruction. */
 #ifndef SPT_SIMD_H
 #define SPT_SIMD_H
 
@@ -164,13 +165,13 @@ SPT_INLINE void vf_store_act_part(void *p, int64_t i, vf x, int64_t n, bool bf16
   memcpy((uint16_t *)p + i, part, (size_t)n * sizeof *part);
 }
 
-/* 2^x, relative error below 2e-7; 0 (or a number below 1e-37) for x < −126, meaningless above 127.
+/* 2^x, relative error below 2e-7; 2^−126 for anything below, also −infinity; meaningless above 127.
  * 2^x = 2^n·2^r, |r| ≤ ½, and a minimax polynomial of degree 5 (7.5e-8). */
 SPT_INLINE vf vf_exp2(vf x) {
+  x = vf_max(vf_set(-126.0f), x); // in this order a NaN stays one
 #if defined(SPT_AVX512)
   const vf n = (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
-  x = vf_max(vf_set(-126.0f), x); // in this order a NaN stays one
   const vf n = (x + 12582912.0f) - 12582912.0f; // 1.5·2^23: rounds to the nearest integer
 #endif
   const vf r = x - n;
@@ -205,17 +206,20 @@ SPT_INLINE vf vf_sigmoid(vf x) {
   return vf_reciprocal(1.0f + vf_exp2(bounded));
 }
 
-/* Transposes a block of SPT_LANES vectors: in stage s, lanes whose number has bit s change places between vectors i and i + s. The masks are
- * spelled out, for the compiler to see constants. */
+/* Transposes a block of SPT_LANES vectors: in stage s, lanes whose number has bit s change places between vectors i and
+ * i + s. The masks are spelled out, for the compiler to see constants. */
 #define SPT_LOW(s, k) ((k) & (s) ? SPT_LANES + (k) - (s) : (k))
 #define SPT_HIGH(s, k) ((k) & (s) ? SPT_LANES + (k) : (k) + (s))
 #define SPT_LANES4(f, s, k) f(s, k), f(s, k + 1), f(s, k + 2), f(s, k + 3)
 #if SPT_LANES == 16
-#define SPT_MASK(f, s) {SPT_LANES4(f, s, 0), SPT_LANES4(f, s, 4), SPT_LANES4(f, s, 8), SPT_LANES4(f, s, 12)}
+#define SPT_MASK(f, s)                                                                                                 \
+  { SPT_LANES4(f, s, 0), SPT_LANES4(f, s, 4), SPT_LANES4(f, s, 8), SPT_LANES4(f, s, 12) }
 #elif SPT_LANES == 8
-#define SPT_MASK(f, s) {SPT_LANES4(f, s, 0), SPT_LANES4(f, s, 4)}
+#define SPT_MASK(f, s)                                                                                                 \
+  { SPT_LANES4(f, s, 0), SPT_LANES4(f, s, 4) }
 #else
-#define SPT_MASK(f, s) {SPT_LANES4(f, s, 0)}
+#define SPT_MASK(f, s)                                                                                                 \
+  { SPT_LANES4(f, s, 0) }
 #endif
 #define SPT_TRANSPOSE_STAGE(x, s)                                                                                      \
   do {                                                                                                                 \

@@ -27,10 +27,11 @@ SPT_INLINE swiglu_gradient differentiate(vf g, vf u, vf d) {
 }
 
 SPT_INLINE void backward_loop(int64_t n, const void *gate, const void *up, const void *dh, void *h, void *dgate,
-                             void *dup, bool bf16) {
+                              void *dup, bool bf16) {
   int64_t i = 0;
   for (; i + SPT_LANES <= n; i += SPT_LANES) {
-    const swiglu_gradient s = differentiate(vf_load_act(gate, i, bf16), vf_load_act(up, i, bf16), vf_load_act(dh, i, bf16));
+    const swiglu_gradient s =
+        differentiate(vf_load_act(gate, i, bf16), vf_load_act(up, i, bf16), vf_load_act(dh, i, bf16));
     vf_store_act(h, i, s.h, bf16);
     vf_store_act(dgate, i, s.gate, bf16);
     vf_store_act(dup, i, s.up, bf16);

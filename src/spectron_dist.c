@@ -266,7 +266,7 @@ static spt_status after_step(trainer *t, const trainer_step *step) {
   const bool stop = step->stop || t->stop_in_validation;
   t->save_pending |= last || best || stop || step->save_due || is_due(config->checkpoint.every, t->step);
   if (t->save_pending && t->skipped_in_a_row == 0) {
-    SPT_TRY(trainer_save(t, best));
+    SPT_TRY(trainer_save(t, best, last || stop));
     t->save_pending = false;
   } else if (stop && t->comm->rank == 0) {
     trainer_progress_event(

@@ -115,8 +115,8 @@ spt_status trainer_list_items(trainer *t);
 spt_status trainer_load_state(trainer *t);
 /* The job as a job file, as it was asked for; malloc'ed. */
 char *trainer_job_text(const trainer *t);
-/* Starts a save of the present step; SPT_ERR_DIVERGED instead when a parameter is not finite. Collective. */
-spt_status trainer_save(trainer *t, bool best);
+/* Starts a save of the present step (ending: no step follows); SPT_ERR_DIVERGED instead when a parameter is not finite. Collective. */
+spt_status trainer_save(trainer *t, bool best, bool ending);
 /* Ends the save under way: waits, then tidies the folder. Collective. */
 spt_status trainer_finish_save(trainer *t);
 

@@ -341,7 +341,7 @@ spt_status trainer_finish_save(trainer *t) {
   return spt_comm_agree(t->comm, status, NULL);
 }
 
-spt_status trainer_save(trainer *t, bool best) {
+spt_status trainer_save(trainer *t, bool best, bool ending) {
   bool finite;
   SPT_TRY(trainer_parameters_finite(t, &finite));
   if (!finite)
@@ -364,7 +364,9 @@ spt_status trainer_save(trainer *t, bool best) {
     if (t->comm->rank == 0) spt_run_folder_checkpoint_path(t->folder, t->step, t->pending_path);
     status = t->comm->ops->broadcast(t->comm, t->pending_path, sizeof t->pending_path, 0);
   }
-  if (status == SPT_OK) status = spt_checkpoint_save_begin(t->saver, t->pending_path, &header, job);
+  if (status == SPT_OK)
+    status =
+        (ending ? spt_checkpoint_save_resting : spt_checkpoint_save_begin)(t->saver, t->pending_path, &header, job);
   free(job);
   SPT_TRY(status);
   t->pending_best = best;

@@ -13,6 +13,6 @@ static spt_status host_move(spt_backend *backend, void *to, const void *from, si
 }
 
 static const spt_ops host_ops = {.name = "host", .upload = host_move, .download = host_move};
-static spt_backend host_backend = {.ops = &host_ops};
+static spt_backend host_backend = {.ops = &host_ops, .host_memory = true};
 
 #endif

@@ -49,7 +49,9 @@ static void saved_is_the_snapshot(void **unused) {
   assert_ok(spt_checkpoint_save_begin(saver, temp_path("first.h5"), &s.header, job));
   for (int i = 0; i < ITEMS; i++) memset(s.values[i], 0, (size_t)s.items[i].end * sizeof(float)); // training goes on
   assert_ok(spt_checkpoint_save_begin(saver, temp_path("second.h5"), &s.header, job)); // ends the first one first
-  spt_checkpoint_saver_close(&saver);                                                  // ends the second
+  assert_ok(spt_checkpoint_save_resting(saver, temp_path("last.h5"), &s.header, job)); // ends the second
+  spt_checkpoint_saver_close(&saver);                                                  // ends the last
+  assert_holds(temp_path("last.h5"), &s);
   assert_holds(temp_path("first.h5"), &before);
   assert_holds(temp_path("second.h5"), &s);
   state_free(&before);

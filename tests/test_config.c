@@ -207,7 +207,7 @@ static void ranks_divide_the_batch(void **state) {
   (void)state;
   spt_config config = good();
   assert_ok(spt_config_check_ranks(&config, 64));
-  assert_int_equal(config.batch.micro, 4); // 8 sequences a rank, 8192 tokens a pass
+  assert_int_equal(config.batch.micro, 1); // 8 sequences a rank, 2048 tokens a pass
   config.batch.micro = 3;
   assert_fails(SPT_ERR_USAGE, spt_config_check_ranks(&config, 64), "[batch] micro = 3", "2 or 4");
   config.batch.micro = 0;
@@ -234,7 +234,7 @@ static void random_ranks(void **state) {
       const int64_t share = config.batch.sequences / size;
       int64_t best = 1;
       for (int64_t micro = 1; micro <= share; micro++) {
-        if (share % micro == 0 && micro * config.model.seq_len <= 8192) best = micro;
+        if (share % micro == 0 && micro * config.model.seq_len <= 2048) best = micro;
       }
       assert_int_equal(config.batch.micro, best);
       continue;

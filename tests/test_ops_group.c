@@ -54,7 +54,8 @@ static void make_group(ops_fixture *f, group_test *g) {
   double *x = ops_random(f, g->tokens * g->in_width, 1.0), *gain = ops_random(f, desc->in_dim, 1.0);
   double *residual = ops_random(f, g->tokens * g->out, 1.0);
   g->x = ops_put(f, x, g->tokens * g->in_width, desc->prologue == SPT_PROLOGUE_RMSNORM ? SPT_F32 : f->act);
-  if (desc->prologue == SPT_PROLOGUE_SWIGLU) x = ops_join(f, x, g->tokens, 2, gate_up(desc)); // as the reference wants it
+  if (desc->prologue == SPT_PROLOGUE_SWIGLU)
+    x = ops_join(f, x, g->tokens, 2, gate_up(desc)); // as the reference wants it
   g->gain = ops_put(f, gain, desc->in_dim, SPT_F32);
   g->residual = ops_put(f, residual, g->tokens * g->out, SPT_F32);
   for (int j = 0; j < desc->count; j++) {

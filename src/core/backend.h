@@ -239,6 +239,7 @@ struct spt_backend {
   spt_dtype act;
   int threads;
   int processors;              /* that the threads have: on the CPU at most `threads`; 1 on a GPU */
+  bool host_memory;            /* backend memory is ordinary memory, which the host may read between ops */
   char description[192];       /* "cpu, 2 threads, bf16 (AMX), oneDNN 2.6.3" */
   double peak_flops;           /* measured matrix-product rate of this backend for `act`, 0 = not measured */
   double peak_bytes;           /* measured rate of moving memory, bytes read and bytes written a second, 0 = not measured */

@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 enum { ALIGNMENT = 64 };
 #ifdef SPT_RED_ZONES
@@ -46,8 +47,8 @@ spt_status spt_slab_allocate(spt_slab *slab, spt_backend *backend) {
   if (backend) {
     SPT_TRY(backend->ops->alloc(backend, slab->bytes, &base));
   } else {
-    if (posix_memalign(&base, ALIGNMENT, slab->bytes) != 0) base = NULL;
-    if (base) memset(base, 0, slab->bytes);
+    base = mmap(NULL, slab->bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED) base = NULL;
   }
   if (!base)
     return SPT_FAIL(SPT_ERR_RESOURCE,
@@ -85,7 +86,7 @@ void spt_slab_fini(spt_slab *slab) {
     if (slab->backend)
       slab->backend->ops->free(slab->backend, slab->base, slab->bytes);
     else
-      free(slab->base);
+      munmap(slab->base, slab->bytes);
   }
   free(slab->zones);
   spt_slab_init(slab, slab->kind);

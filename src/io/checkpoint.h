@@ -2,6 +2,7 @@
  *
  * A save has two halves. `begin` (Collective, short) copies this rank's own pieces into its snapshot slab; a thread then streams them, tensor by
  * tensor, to the coordinator (rank 0), which lays the file out first, then pwrites, computes checksums, fsyncs, renames and fsyncs the directory, holding at most one tensor.
+ * A run's last save needs no copy and streams from the values themselves.
  * `finish` (Collective) joins the thread and agrees on the outcome. Without comm->threaded all happens in begin. */
 #ifndef SPT_CHECKPOINT_H
 #define SPT_CHECKPOINT_H
@@ -32,13 +33,15 @@ typedef struct spt_checkpoint_header {
 
 typedef struct spt_checkpoint_saver spt_checkpoint_saver;
 
-/* Allocates the snapshot slab for `items` (copied). Collective. */
+/* Allocates the snapshot slab for `items` (copied); its pages are taken by the first save that copies. Collective. */
 spt_status spt_checkpoint_saver_open(spt_comm *comm, spt_backend *backend, const spt_checkpoint_item *items, int item_count, spt_checkpoint_saver **saver_p);
 /* Waits for a save under way. Collective. */
 void spt_checkpoint_saver_close(spt_checkpoint_saver **saver_p);
 size_t spt_checkpoint_snapshot_bytes(const spt_checkpoint_item *items, int item_count);
 /* Starts a save to `path` (written as `path`.part, renamed when durable). job: the job file's text. A save under way is finished first. Collective. */
 spt_status spt_checkpoint_save_begin(spt_checkpoint_saver *saver, const char *path, const spt_checkpoint_header *header, const char *job);
+/* The same without a copy where memory is the host's: no value changes until the save is finished (the end of a run). Collective. */
+spt_status spt_checkpoint_save_resting(spt_checkpoint_saver *saver, const char *path, const spt_checkpoint_header *header, const char *job);
 /* True (on every rank's own view) when no save is under way. Local. */
 bool spt_checkpoint_save_idle(const spt_checkpoint_saver *saver);
 /* Joins; every rank gets the agreed status. SPT_OK when none was under way. Collective. */

@@ -29,6 +29,7 @@ struct spt_checkpoint_saver {
   uint64_t *checksums; /* [item_count] */
   /* the save under way */
   bool under_way, joinable;
+  bool resting; /* streams from the values themselves, without the snapshot */
   atomic_bool done;
   pthread_t thread;
   char path[SPT_PATH_MAX], part[SPT_PATH_MAX];
@@ -101,12 +102,17 @@ void spt_checkpoint_saver_close(spt_checkpoint_saver **saver_p) {
   *saver_p = NULL;
 }
 
+static const unsigned char *piece_of(const spt_checkpoint_saver *saver, int i) {
+  return saver->resting ? (const unsigned char *)saver->items[i].values
+                        : (const unsigned char *)spt_slab_at(&saver->snapshot, saver->offset[i]);
+}
+
 /* Sends this rank's pieces in item order. A failed send does not stop the others: the coordinator waits for each. */
 static spt_status send_pieces(spt_checkpoint_saver *saver) {
   spt_comm *comm = saver->comm;
   spt_status status = SPT_OK;
   for (int i = 0; i < saver->item_count; i++) {
-    const unsigned char *bytes = spt_slab_at(&saver->snapshot, saver->offset[i]);
+    const unsigned char *bytes = piece_of(saver, i);
     const size_t total = piece_bytes(&saver->items[i]);
     for (size_t at = 0; at < total; at += SPT_CHECKPOINT_CHUNK) {
       const size_t count = total - at < SPT_CHECKPOINT_CHUNK ? total - at : SPT_CHECKPOINT_CHUNK;
@@ -131,7 +137,7 @@ static spt_status write_tensor(spt_checkpoint_saver *saver, int fd, int i, spt_s
       const size_t count = total - at < SPT_CHECKPOINT_CHUNK ? total - at : SPT_CHECKPOINT_CHUNK;
       const unsigned char *bytes = saver->chunk;
       if (rank == 0) {
-        bytes = (const unsigned char *)spt_slab_at(&saver->snapshot, saver->offset[i]) + at;
+        bytes = piece_of(saver, i) + at;
       } else {
         const spt_status received = comm->ops->receive(comm, saver->chunk, count, rank, SPT_TAG_SAVE);
         if (status == SPT_OK) status = received;
@@ -190,10 +196,11 @@ static spt_status take_snapshot(spt_checkpoint_saver *saver) {
   return SPT_OK;
 }
 
-spt_status spt_checkpoint_save_begin(spt_checkpoint_saver *saver, const char *path, const spt_checkpoint_header *header,
-                                     const char *job) {
+static spt_status begin(spt_checkpoint_saver *saver, bool resting, const char *path,
+                        const spt_checkpoint_header *header, const char *job) {
   SPT_TRY(spt_checkpoint_save_finish(saver));
-  spt_status status = take_snapshot(saver);
+  saver->resting = resting && saver->backend->host_memory;
+  spt_status status = saver->resting ? SPT_OK : take_snapshot(saver);
   const bool laid_out = status == SPT_OK && saver->comm->rank == 0;
   if (laid_out) {
     // The library is used here, on the caller's thread, because an HDF5 without thread safety must see one thread only.
@@ -213,6 +220,16 @@ spt_status spt_checkpoint_save_begin(spt_checkpoint_saver *saver, const char *pa
   saver->joinable = saver->comm->threaded && start_thread(saver);
   if (!saver->joinable) stream(saver); // without a second thread: now
   return saver->comm->threaded ? SPT_OK : spt_checkpoint_save_finish(saver);
+}
+
+spt_status spt_checkpoint_save_begin(spt_checkpoint_saver *saver, const char *path, const spt_checkpoint_header *header,
+                                     const char *job) {
+  return begin(saver, false, path, header, job);
+}
+
+spt_status spt_checkpoint_save_resting(spt_checkpoint_saver *saver, const char *path,
+                                       const spt_checkpoint_header *header, const char *job) {
+  return begin(saver, true, path, header, job);
 }
 
 bool spt_checkpoint_save_idle(const spt_checkpoint_saver *saver) {
