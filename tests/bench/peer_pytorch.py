@@ -2,17 +2,23 @@
 """The same training step in PyTorch: the peer that tests/bench/run.sh measures against.
 
 Written to be as fast as PyTorch's own means make it on a CPU: scaled_dot_product_attention, fused q|k|v and gate|up (the
-low-rank ones share one product with the B factors), fused AdamW, Newton-Schulz in batches of equal shapes, bf16 autocast with
-the weights cast once a pass, torch.compile (whole model) where asked for. The work is the trainer's: forward, backward,
-Spectron on the factor pairs, AdamW on the rest. Prints one JSON object: seconds of every step, peak memory, versions.
+low-rank ones share one product with the B factors), fused AdamW, Newton-Schulz in batches of equal shapes and in bf16 where
+the rest is, bf16 autocast with the weights cast once a pass, torch.compile (whole model) where asked for. The work is the
+trainer's: forward, backward, Spectron on the factor pairs, AdamW on the rest. Prints one JSON object: seconds of every step,
+peak memory, memory after the import of torch, versions.
 
-  peer_pytorch.py --shape tiny --precision bf16 --mode compile [--dense] [--steps 4] [--threads 2]
+  peer_pytorch.py --shape tiny --precision bf16 --mode compile [--dense] [--steps 4] [--warmup 2] [--threads 2]
+  peer_pytorch.py --version-only
+
+Tried without gain (2.15, two Zen 4 cores): separate products for q, k, v; SDPA's math path, one compiled by hand and contiguous
+heads; linear_cross_entropy in chunks and a hand-written fused one (slower, though smaller); max-autotune-no-cudagraphs;
+huge pages in the allocator. flex_attention has no backward on CPUs. fp32 products stay in fp32.
 """
 import argparse
 import json
 import platform
+import re
 import resource
-import sys
 import time
 
 import torch
@@ -41,8 +47,8 @@ class Shared(torch.nn.Module):
     def forward(self, x):
         if self.dense:
             return F.linear(x, self.w).split(self.outs, dim=-1)
-        t = x @ (torch.cat(list(self.b), 1) if len(self.b) > 1 else self.b[0])
-        return [F.linear(part, a) for part, a in zip(t.split(self.ranks, dim=-1), self.a)]
+        t = x.flatten(0, -2) @ (torch.cat(list(self.b), 1) if len(self.b) > 1 else self.b[0])
+        return [F.linear(part, a).view(*x.shape[:-1], -1) for part, a in zip(t.split(self.ranks, dim=-1), self.a)]
 
 
 class Layer(torch.nn.Module):
@@ -133,7 +139,19 @@ class Spectron:
                     pair[side].copy_(value)
 
 
+def resident_mib():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+
+def versions():
+    library = re.search(r"MKL-DNN v([0-9.]+)", torch.__config__.show())
+    return {"torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads(),
+            "onednn": library.group(1) if library else "none", "capability": torch.backends.cpu.get_cpu_capability()}
+
+
 def main():
+    imported_mib = resident_mib()
     parser = argparse.ArgumentParser()
     parser.add_argument("--shape", choices=SHAPES, default="tiny")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
@@ -142,8 +160,12 @@ def main():
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--version-only", action="store_true", help="print the versions and stop")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    if args.version_only:
+        print(json.dumps(versions()))
+        return
     torch.manual_seed(1)
     hidden, layers, heads, ffn, vocab, seq_len, sequences = SHAPES[args.shape]
     model = Llama(hidden, layers, heads, ffn, vocab, seq_len, args.dense)
@@ -151,7 +173,7 @@ def main():
     spectron = Spectron(model, cast)
     factors = {id(p) for pairs in spectron.stacks.values() for pair in pairs for p in pair}
     adamw = torch.optim.AdamW([p for p in model.parameters() if id(p) not in factors], lr=0.01, fused=True)
-    forward = torch.compile(model) if args.mode == "compile" else model
+    forward = torch.compile(model, dynamic=False) if args.mode == "compile" else model
     seconds, loss = [], None
     for _ in range(args.warmup + args.steps):
         ids = torch.randint(vocab, (sequences, seq_len + 1))
@@ -163,11 +185,10 @@ def main():
         adamw.step()
         model.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - began)
-    json.dump({"tokens_per_step": sequences * seq_len, "seconds": seconds[args.warmup:], "loss": float(loss),
-               "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-               "parameters": sum(p.numel() for p in model.parameters()),
-               "torch": torch.__version__, "python": platform.python_version(), "threads": torch.get_num_threads()}, sys.stdout)
-    print()
+    print(json.dumps({"mode": args.mode, "tokens_per_step": sequences * seq_len, "seconds": seconds[args.warmup:],
+                      "warmup_seconds": seconds[:args.warmup], "loss": loss.detach().item(),
+                      "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, "imported_mib": imported_mib,
+                      "parameters": sum(p.numel() for p in model.parameters()), **versions()}))
 
 
 if __name__ == "__main__":
