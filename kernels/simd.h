@@ -165,13 +165,13 @@ SPT_INLINE void vf_store_act_part(void *p, int64_t i, vf x, int64_t n, bool bf16
   memcpy((uint16_t *)p + i, part, (size_t)n * sizeof *part);
 }
 
-/* 2^x, relative error below 2e-7; 2^−126 for anything below, also −infinity; meaningless above 127.
+/* 2^x, relative error below 2e-7; below −126, 2^−126 or less; meaningless for −infinity and above 127.
  * 2^x = 2^n·2^r, |r| ≤ ½, and a minimax polynomial of degree 5 (7.5e-8). */
 SPT_INLINE vf vf_exp2(vf x) {
-  x = vf_max(vf_set(-126.0f), x); // in this order a NaN stays one
 #if defined(SPT_AVX512)
   const vf n = (vf)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
+  x = vf_max(vf_set(-126.0f), x); // in this order a NaN stays one
   const vf n = (x + 12582912.0f) - 12582912.0f; // 1.5·2^23: rounds to the nearest integer
 #endif
   const vf r = x - n;
