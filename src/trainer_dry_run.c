@@ -1,6 +1,7 @@
 /* The dry run: what a job costs, without training it. */
 #include "trainer.h"
 
+#include <math.h>
 #include <stdio.h>
 
 static double mib(size_t bytes) {
@@ -66,6 +67,18 @@ static void print_memory(const spt_config *config, const spt_params *params, con
   if (staging) printf("  reduce-scatter    %11.1f MiB\n", mib(staging));
 }
 
+/* Forward only, so a third of training on as many tokens; named where it is no longer small beside the training. */
+static void print_validation(const spt_config *config) {
+  const double tokens = (double)config->validation.tokens, every = (double)config->validation.every;
+  if (config->data.validation.count == 0 || tokens == 0 || every == 0) return; // none, or all of a set not looked at, or the end only
+  const double steps = every * (double)trainer_tokens_per_step(config), share = tokens / 3 / steps, most = 0.005;
+  printf("validation          %14.3f %%  of the training's FLOPs: %.4g tokens every %.4g steps", 100 * share, tokens, every);
+  if (share > most)
+    printf(" (below %g %%: at most %.3g tokens, or every %.4g steps)", 100 * most, 3 * most * steps,
+           ceil(tokens / 3 / (most * (double)trainer_tokens_per_step(config))));
+  printf("\n");
+}
+
 static void print_distribution(const spt_config *config, const spt_shard_plan *plan, int ranks) {
   spt_comm_counter traffic[SPT_COLLECTIVE_KINDS];
   static const char *const names[SPT_COLLECTIVE_KINDS] = {"all-reduce", "reduce-scatter", "all-gather"};
@@ -102,6 +115,7 @@ spt_status trainer_dry_run(const spt_config *job, int ranks) {
     print_parameters(&config, params);
     spt_flops_count(&config.model, &config.optimizer, params, &flops);
     print_flops(&config, &flops);
+    print_validation(&config);
     print_memory(&config, params, plan, backend, &memory, ranks);
     print_distribution(&config, plan, ranks);
   }

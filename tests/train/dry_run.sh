@@ -39,6 +39,8 @@ L 777856512 453846528
 2.7B 2701560320 1495173632
 END
 "$trainer" --dry-run --set model.rank_ratio=0.4 job.toml | grep -q 'down_proj.A.*costs more than its dense matrix' || fail "a pair dearer than its dense matrix is not named"
+"$trainer" --dry-run --set 'data.validation="none-*.h5"' --set validation.tokens=3000 --set validation.every=10 --set batch.sequences=1 job.toml |
+    grep -q '^validation  *4.883 %.* at most 307 tokens, or every 98 steps' || fail "the cost of validation is not named"
 [ ! -e runs ] || fail "a dry run made a folder"
 for file in "$source"/configs/*.toml; do
     "$trainer" --dry-run "$file" >log || { cat log; fail "$file"; }
