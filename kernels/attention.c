@@ -93,9 +93,9 @@ spt_status spt_cpu_attention_forward(spt_backend *backend, const spt_attention_a
   {
     spt_cpu_thread *thread = spt_cpu_enter(cpu);
     const spt_attention_scratch scratch = scratch_of(args, backend->act, false, omp_get_thread_num());
-#pragma omp for schedule(static, 1)
-    for (int64_t task = 0; task < heads * parts; task++) {
-      const int64_t head = task / parts, part = task % parts;
+#pragma omp for schedule(dynamic)
+    for (int64_t task = 0; task < heads * parts; task++) { // the parts with most keys first
+      const int64_t head = task % heads, part = parts - 1 - task / heads;
       spt_attention_tile tile = tile_of(args, backend->act, head / args->heads, head % args->heads);
       tile.scratch = scratch;
       tile.query_begin = blocks * part / parts * SPT_TILE_QUERIES;

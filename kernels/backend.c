@@ -88,7 +88,7 @@ static spt_status run_update(spt_backend *backend, const void *arguments) {
  * are read, w is written; nothing is written that was not read, so no cache line moves uncounted. */
 static spt_status measure_bytes(spt_backend *backend) {
   enum { PIECES = 4 }; // a thread's share, so that a late thread costs little
-  const size_t least = 256u << 20, per_thread = 64u << 20, wanted = per_thread * (size_t)backend->threads;
+  const size_t least = 64u << 20, per_thread = 32u << 20, wanted = per_thread * (size_t)backend->threads;
   const int count = PIECES * backend->threads;
   const int64_t elements = (int64_t)((wanted > least ? wanted : least) / 2 / sizeof(float)) / count;
   const size_t bytes = 2 * (size_t)(count * elements) * sizeof(float);

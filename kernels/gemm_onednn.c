@@ -137,7 +137,8 @@ static bool have(dnnl_cpu_isa_t isa) {
 spt_isa spt_gemm_isa(void) {
   if (have(dnnl_cpu_isa_avx512_core_bf16)) return SPT_ISA_AVX512_BF16;
   if (have(dnnl_cpu_isa_avx512_core)) return SPT_ISA_AVX512;
-  return have(dnnl_cpu_isa_avx2) ? SPT_ISA_AVX2 : SPT_ISA_BASE;
+  return have(dnnl_cpu_isa_avx2) && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2") ? SPT_ISA_AVX2
+                                                                                                   : SPT_ISA_BASE;
 }
 const char *spt_gemm_bf16_unit(void) {
   if (have(dnnl_cpu_isa_avx512_core_amx)) return "AMX";
@@ -247,7 +248,9 @@ static spt_status packed_desc(spt_gemm_context *context, int64_t n, int64_t k, s
     status = matrix_desc_copy(desc_p, dnnl_primitive_desc_query_md(desc, dnnl_query_weights_md, 0));
   if (desc) (void)dnnl_primitive_desc_destroy(desc);
   for (int i = 0; i < 3; i++) matrix_desc_destroy(&descs[i]);
-  DNNL_TRY(status);
+  if (status != dnnl_success)
+    return SPT_FAIL(SPT_ERR_RESOURCE, "oneDNN: no order for a matrix %lld×%lld (status %d)", (long long)k, (long long)n,
+                    (int)status);
   return SPT_OK;
 }
 
@@ -413,7 +416,8 @@ static spt_status execute(spt_gemm_context *context, int64_t m, int64_t n, int64
 size_t spt_gemm_packed_bytes(spt_gemm_context *context, int64_t n, int64_t k, spt_dtype dtype) {
   matrix_desc desc;
   memset(&desc, 0, sizeof desc);
-  if (packed_desc(context, n, k, dtype, &desc) != SPT_OK) return 0; // the packing itself will say why
+  if (packed_desc(context, n, k, dtype, &desc) != SPT_OK) // the packing itself will say why: room for any order
+    return (size_t)((n + 63) / 64 * 64 * ((k + 63) / 64 * 64)) * spt_dtype_size(dtype);
   const size_t bytes = matrix_desc_bytes(&desc);
   matrix_desc_destroy(&desc);
   return bytes;

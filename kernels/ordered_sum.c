@@ -19,19 +19,19 @@ size_t spt_ordered_sum_bytes(spt_ordered_sum *sum, int64_t blocks) {
 void spt_ordered_sum_place(spt_ordered_sum *sum, void *memory) {
   sum->partial = memory;
   for (int c = 0; c < SPT_SUM_CHAINS; c++)
-    for (int i = 0; i < SPT_SUM_TERMS; i++) atomic_init(&sum->done[c][i], 0);
+    for (int i = 0; i < SPT_SUM_TERMS; i++) atomic_init(&sum->chain[c].done[i], 0);
 }
 
 float *spt_ordered_sum_enter(spt_ordered_sum *sum, int term, int64_t block) {
   enum { SPINS = 1000 };
   const int64_t chain = block % sum->chains, before = block / sum->chains;
-  for (int i = 0; atomic_load_explicit(&sum->done[chain][term], memory_order_acquire) != before; i++)
+  for (int i = 0; atomic_load_explicit(&sum->chain[chain].done[term], memory_order_acquire) != before; i++)
     if (i >= SPINS) sched_yield(); // the other thread may be waiting for this processor
   return sum->partial + (size_t)chain * sum->chain_floats + sum->term[term].offset;
 }
 
 void spt_ordered_sum_leave(spt_ordered_sum *sum, int term, int64_t block) {
-  atomic_store_explicit(&sum->done[block % sum->chains][term], block / sum->chains + 1, memory_order_release);
+  atomic_store_explicit(&sum->chain[block % sum->chains].done[term], block / sum->chains + 1, memory_order_release);
 }
 
 void spt_ordered_sum_finish(const spt_ordered_sum *sum, const spt_simd_kernels *simd) {

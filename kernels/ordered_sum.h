@@ -22,7 +22,9 @@ typedef struct spt_ordered_sum {
   } term[SPT_SUM_TERMS];
   size_t chain_floats;
   float *partial;                                      /* (chains, chain_floats) */
-  _Atomic int64_t done[SPT_SUM_CHAINS][SPT_SUM_TERMS]; /* blocks of the chain that have added this term */
+  struct {
+    _Alignas(64) _Atomic int64_t done[SPT_SUM_TERMS]; /* blocks of the chain that have added this term */
+  } chain[SPT_SUM_CHAINS];
 } spt_ordered_sum;
 
 /* One more matrix of `count` elements; before place. */

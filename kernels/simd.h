@@ -210,25 +210,26 @@ SPT_INLINE vf vf_sigmoid(vf x) {
  * i + s. The masks are spelled out, for the compiler to see constants. */
 #define SPT_LOW(s, k) ((k) & (s) ? SPT_LANES + (k) - (s) : (k))
 #define SPT_HIGH(s, k) ((k) & (s) ? SPT_LANES + (k) : (k) + (s))
-#define SPT_LANES4(f, s, k) f(s, k), f(s, k + 1), f(s, k + 2), f(s, k + 3)
+#define SPT_LANES4(f, s, k) f(s, (k)), f(s, (k) + 1), f(s, (k) + 2), f(s, (k) + 3)
 #if SPT_LANES == 16
-#define SPT_MASK(f, s)                                                                                                 \
-  { SPT_LANES4(f, s, 0), SPT_LANES4(f, s, 4), SPT_LANES4(f, s, 8), SPT_LANES4(f, s, 12) }
+#define SPT_MASK(f, s) SPT_LANES4(f, s, 0), SPT_LANES4(f, s, 4), SPT_LANES4(f, s, 8), SPT_LANES4(f, s, 12)
 #elif SPT_LANES == 8
-#define SPT_MASK(f, s)                                                                                                 \
-  { SPT_LANES4(f, s, 0), SPT_LANES4(f, s, 4) }
+#define SPT_MASK(f, s) SPT_LANES4(f, s, 0), SPT_LANES4(f, s, 4)
 #else
-#define SPT_MASK(f, s)                                                                                                 \
-  { SPT_LANES4(f, s, 0) }
+#define SPT_MASK(f, s) SPT_LANES4(f, s, 0)
+#endif
+#if defined(__clang__) || __GNUC__ >= 12
+#define SPT_SHUFFLE(a, b, f, s) __builtin_shufflevector(a, b, SPT_MASK(f, s))
+#else
+#define SPT_SHUFFLE(a, b, f, s) __builtin_shuffle(a, b, (const vi){SPT_MASK(f, s)})
 #endif
 #define SPT_TRANSPOSE_STAGE(x, s)                                                                                      \
   do {                                                                                                                 \
-    const vi low_ = SPT_MASK(SPT_LOW, s), high_ = SPT_MASK(SPT_HIGH, s);                                               \
     _Pragma("GCC unroll 16") for (int i_ = 0; i_ < SPT_LANES; i_++) {                                                  \
       if (i_ & (s)) continue;                                                                                          \
       const vf a_ = x[i_], b_ = x[i_ + (s)];                                                                           \
-      x[i_] = __builtin_shuffle(a_, b_, low_);                                                                         \
-      x[i_ + (s)] = __builtin_shuffle(a_, b_, high_);                                                                  \
+      x[i_] = SPT_SHUFFLE(a_, b_, SPT_LOW, s);                                                                         \
+      x[i_ + (s)] = SPT_SHUFFLE(a_, b_, SPT_HIGH, s);                                                                  \
     }                                                                                                                  \
   } while (0)
 SPT_INLINE void vf_transpose(vf x[SPT_LANES]) {

@@ -71,10 +71,10 @@ static void print_memory(const spt_config *config, const spt_params *params, con
 static void print_validation(const spt_config *config) {
   const double tokens = (double)config->validation.tokens, every = (double)config->validation.every;
   if (config->data.validation.count == 0 || tokens == 0 || every == 0) return; // none, or all of a set not looked at, or the end only
-  const double steps = every * (double)trainer_tokens_per_step(config), share = tokens / 3 / steps, most = 0.005;
+  const double trained = every * (double)trainer_tokens_per_step(config), share = tokens / 3 / trained, most = 0.005;
   printf("validation          %14.3f %%  of the training's FLOPs: %.4g tokens every %.4g steps", 100 * share, tokens, every);
   if (share > most)
-    printf(" (below %g %%: at most %.3g tokens, or every %.4g steps)", 100 * most, 3 * most * steps,
+    printf(" (below %g %%: at most %.3g tokens, or every %.4g steps)", 100 * most, 3 * most * trained,
            ceil(tokens / 3 / (most * (double)trainer_tokens_per_step(config))));
   printf("\n");
 }
@@ -102,6 +102,8 @@ spt_status trainer_dry_run(const spt_config *job, int ranks) {
   spt_flops flops;
   spt_status status =
       spt_backend_open(config.device.backend, config.device.precision, (int)config.device.threads, 1, &backend);
+  if (status == SPT_OK && job->batch.micro == 0)
+    config.batch.micro = spt_config_choose_micro(&config, ranks, backend->threads);
   if (status == SPT_OK) status = spt_params_open(&config.model, &params);
   if (status == SPT_OK)
     status = spt_shard_plan_open(&config.model, &config.optimizer, params, ranks, config.dist.bucket_mib << 20, &plan);

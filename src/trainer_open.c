@@ -62,10 +62,19 @@ static spt_status open_slabs(trainer *t) {
   return SPT_OK;
 }
 
+/* A rank of many threads wants longer passes than the batch's check could know; all ranks take the same. */
+static spt_status choose_micro(trainer *t) {
+  double threads = t->backend->threads;
+  SPT_TRY(t->comm->ops->reduce_double(t->comm, &threads, 1, SPT_REDUCE_MAX));
+  if (t->asked_micro == 0) t->config.batch.micro = spt_config_choose_micro(&t->config, t->comm->size, (int)threads);
+  return SPT_OK;
+}
+
 static spt_status open_compute(trainer *t) {
   const spt_config *config = &t->config;
   SPT_TRY(spt_backend_open(config->device.backend, config->device.precision, (int)config->device.threads,
                            t->comm->cpu_sharers, &t->backend));
+  SPT_TRY(choose_micro(t));
   t->backend->profiling = t->options.profile;
   SPT_TRY(spt_backend_measure_peak(t->backend));
   t->backend->profiling = false; // until the first step
@@ -120,6 +129,13 @@ static spt_status open_prefetch(trainer *t) {
   return spt_prefetch_open(&options, &t->prefetch);
 }
 
+/* Whether the run saves before its end: every so often, or a new best validation. */
+static bool saves_on_the_way(const spt_config *config) {
+  const int64_t steps = config->schedule.steps;
+  return (config->checkpoint.every > 0 && config->checkpoint.every < steps) || config->checkpoint.every_seconds > 0 ||
+         (config->data.validation.count > 0 && config->validation.every > 0 && config->validation.every < steps);
+}
+
 spt_status trainer_open(trainer *t) {
   const spt_config *config = &t->config;
   t->started = t->last_save_at = trainer_now();
@@ -130,6 +146,7 @@ spt_status trainer_open(trainer *t) {
   PHASE(spt_data_parallel_open(t->comm, t->plan, config->dist.reduction, config->dist.overlap, t->parameters,
                                t->gradients, &t->data_parallel));
   PHASE(spt_checkpoint_saver_open(t->comm, t->backend, t->items, t->item_count, &t->saver));
+  if (saves_on_the_way(config)) spt_checkpoint_saver_prepare(t->saver);
   PHASE(trainer_load_state(t));
   PHASE(spt_model_refresh(t->model));
   PHASE(open_records(t));

@@ -164,7 +164,7 @@ static void print_row(const trainer *t, const measured *m, const char *pass, con
 
 static void print_ops(const trainer *t, const measured *m) {
   trainer_progress_event(
-      "by op and pass%s; peak: %.1f GFLOP/s in a large %s product, %.1f GB/s of memory on %d thread%s",
+      "by op and pass%s; peak: %.1f GFLOP/s (one thread's in a large %s product, times the processors), %.1f GB/s of memory on %d thread%s",
       t->comm->size > 1 ? ", rank 0" : "", t->backend->peak_flops * 1e-9, t->backend->act == SPT_BF16 ? "bf16" : "fp32",
       t->backend->peak_bytes * 1e-9, t->backend->threads, t->backend->threads == 1 ? "" : "s");
   trainer_progress_event("  %-9s  %-15s %8s %10s %9s %11s %10s %7s %9s %7s", "pass", "op", "share %", "calls/step",

@@ -6,9 +6,11 @@
 
 #include <string.h>
 
+static int host_moves; /* copies so far */
 static spt_status host_move(spt_backend *backend, void *to, const void *from, size_t bytes) {
   (void)backend;
   memcpy(to, from, bytes);
+  host_moves++;
   return SPT_OK;
 }
 

@@ -49,7 +49,10 @@ static void saved_is_the_snapshot(void **unused) {
   assert_ok(spt_checkpoint_save_begin(saver, temp_path("first.h5"), &s.header, job));
   for (int i = 0; i < ITEMS; i++) memset(s.values[i], 0, (size_t)s.items[i].end * sizeof(float)); // training goes on
   assert_ok(spt_checkpoint_save_begin(saver, temp_path("second.h5"), &s.header, job)); // ends the first one first
+  const int moves = host_moves;
+  assert_true(moves > 0);
   assert_ok(spt_checkpoint_save_resting(saver, temp_path("last.h5"), &s.header, job)); // ends the second
+  assert_int_equal(host_moves, moves);                                                 // nothing was copied
   spt_checkpoint_saver_close(&saver);                                                  // ends the last
   assert_holds(temp_path("last.h5"), &s);
   assert_holds(temp_path("first.h5"), &before);

@@ -208,6 +208,9 @@ static void ranks_divide_the_batch(void **state) {
   spt_config config = good();
   assert_ok(spt_config_check_ranks(&config, 64));
   assert_int_equal(config.batch.micro, 1); // 8 sequences a rank, 2048 tokens a pass
+  assert_int_equal(spt_config_choose_micro(&config, 64, 4), 1);
+  assert_int_equal(spt_config_choose_micro(&config, 64, 8), 2); // 512 tokens a thread
+  assert_int_equal(spt_config_choose_micro(&config, 64, 1000), 8);
   config.batch.micro = 3;
   assert_fails(SPT_ERR_USAGE, spt_config_check_ranks(&config, 64), "[batch] micro = 3", "2 or 4");
   config.batch.micro = 0;

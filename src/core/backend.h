@@ -251,7 +251,7 @@ struct spt_backend {
  * "The job file" says (threads: allowed CPUs over local_ranks, at least 1; local_ranks: those that share the CPUs). Defined in kernels/backend.c. The caller closes it by ops->close. */
 spt_status spt_backend_open(spt_backend_kind kind, spt_precision precision, int threads, int local_ranks, spt_backend **backend_p);
 /* Measures the rate of a large matrix product in `act` into peak_flops (0.1 to 0.5 s) and, while profiling, that of moving memory into
- * peak_bytes (as long again; takes 64 MiB a thread meanwhile, 256 MiB at least). */
+ * peak_bytes (as long again; takes 32 MiB a thread meanwhile, 64 MiB at least: more than a core's share of a cache). */
 spt_status spt_backend_measure_peak(spt_backend *backend);
 
 #endif

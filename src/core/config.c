@@ -6,9 +6,10 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Tokens of a pass when batch.micro is chosen. Measured (tiny and S, 512 to 8192 tokens): the same speed, but activations
- * grow with it. */
+/* Tokens of a pass when batch.micro is chosen: at least this, measured (tiny and S, 512 to 8192 tokens, two threads) to be as fast as more,
+ * while activations grow with it; and so many a thread that all have blocks to work on. */
 #define MICRO_TOKENS 2048
+#define MICRO_TOKENS_PER_THREAD 512
 
 static const spt_preset presets[] = {
     {"60M", NULL, 512, 8, 8},     {"92M", NULL, 640, 10, 10},   {"134M", "S", 768, 12, 12},
@@ -194,6 +195,14 @@ static const char *either(int64_t first, int64_t second, char text[64]) {
   return text;
 }
 
+int64_t spt_config_choose_micro(const spt_config *config, int size, int threads) {
+  const int64_t wanted = (int64_t)threads * MICRO_TOKENS_PER_THREAD;
+  const int64_t most = (wanted > MICRO_TOKENS ? wanted : MICRO_TOKENS) / config->model.seq_len;
+  int64_t below, above;
+  nearest_divisors(config->batch.sequences / size, most < 1 ? 1 : most, &below, &above);
+  return below;
+}
+
 spt_status spt_config_check_ranks(spt_config *config, int size) {
   const int64_t sequences = config->batch.sequences;
   int64_t below, above;
@@ -210,9 +219,7 @@ spt_status spt_config_check_ranks(spt_config *config, int size) {
   const int64_t share = sequences / size;
   int64_t *micro = &config->batch.micro;
   if (*micro == 0) {
-    const int64_t most = MICRO_TOKENS / config->model.seq_len;
-    nearest_divisors(share, most < 1 ? 1 : most, &below, &above);
-    *micro = below;
+    *micro = spt_config_choose_micro(config, size, 1);
   } else if (share % *micro != 0) {
     nearest_divisors(share, *micro, &below, &above);
     return SPT_FAIL(SPT_ERR_USAGE, "[batch] micro = %lld: must divide a rank's %lld sequences; set it to %s",

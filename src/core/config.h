@@ -111,8 +111,11 @@ spt_status spt_config_apply_preset(const char *name, spt_model_config *model);
  * checks every value that needs no file and no rank count. SPT_ERR_USAGE words the key, the value and the remedy. */
 spt_status spt_config_complete(spt_config *config);
 /* Checks that `size` ranks divide the batch and chooses batch.micro when it is 0 (the largest divisor of the rank's
- * share with at most 8192 tokens a pass). SPT_ERR_USAGE names the nearest batch sizes or rank counts that do. */
+ * share with at most 2048 tokens a pass). SPT_ERR_USAGE names the nearest batch sizes or rank counts that do. */
 spt_status spt_config_check_ranks(spt_config *config, int size);
+/* The micro-batch that is chosen where none is given: the largest divisor of a rank's share of the batch, which `size` divides, with at most
+ * 2048 tokens, or 512 a thread where that is more. */
+int64_t spt_config_choose_micro(const spt_config *config, int size, int threads);
 
 /* r = max(1, min(floor(ratio·n), m, n)) with n the input width and the ratio an exact decimal (design, "The model"). */
 int64_t spt_factor_rank(double rank_ratio, int64_t m, int64_t n);

@@ -22,7 +22,7 @@ typedef struct spt_slab {
 void spt_slab_init(spt_slab *slab, const char *kind);
 /* Reserves `bytes` at 64-byte alignment; returns the offset. Only before allocation. */
 size_t spt_slab_reserve(spt_slab *slab, size_t bytes);
-/* Allocates (huge-page aligned, zeroed) from the backend, or from the host when backend is NULL: then pages are taken as they are first used. SPT_ERR_RESOURCE names the
+/* Allocates, zeroed, from the backend (huge-page aligned), or from the host when backend is NULL: then pages are taken as they are first used. SPT_ERR_RESOURCE names the
  * kind and the size. */
 spt_status spt_slab_allocate(spt_slab *slab, struct spt_backend *backend);
 void *spt_slab_at(const spt_slab *slab, size_t offset);

@@ -35,6 +35,8 @@ typedef struct spt_checkpoint_saver spt_checkpoint_saver;
 
 /* Allocates the snapshot slab for `items` (copied); its pages are taken by the first save that copies. Collective. */
 spt_status spt_checkpoint_saver_open(spt_comm *comm, spt_backend *backend, const spt_checkpoint_item *items, int item_count, spt_checkpoint_saver **saver_p);
+/* Takes the snapshot's memory now, where saves that copy are to come: no surprise in the middle of a run. Local. */
+void spt_checkpoint_saver_prepare(spt_checkpoint_saver *saver);
 /* Waits for a save under way. Collective. */
 void spt_checkpoint_saver_close(spt_checkpoint_saver **saver_p);
 size_t spt_checkpoint_snapshot_bytes(const spt_checkpoint_item *items, int item_count);

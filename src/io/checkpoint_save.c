@@ -87,6 +87,11 @@ spt_status spt_checkpoint_saver_open(spt_comm *comm, spt_backend *backend, const
   return SPT_OK;
 }
 
+void spt_checkpoint_saver_prepare(spt_checkpoint_saver *saver) {
+  for (int i = 0; i < saver->item_count; i++)
+    memset(spt_slab_at(&saver->snapshot, saver->offset[i]), 0, piece_bytes(&saver->items[i]));
+}
+
 void spt_checkpoint_saver_close(spt_checkpoint_saver **saver_p) {
   spt_checkpoint_saver *saver = *saver_p;
   if (!saver) return;

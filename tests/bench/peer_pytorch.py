@@ -160,6 +160,7 @@ def main():
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--warmup", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--micro", type=int, default=0, help="sequences of a pass, gradients accumulated; 0: all")
     parser.add_argument("--version-only", action="store_true", help="print the versions and stop")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -178,9 +179,10 @@ def main():
     for _ in range(args.warmup + args.steps):
         ids = torch.randint(vocab, (sequences, seq_len + 1))
         began = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
-            loss = forward(ids[:, :-1], ids[:, 1:], cast)
-        loss.backward()
+        for part in ids.split(args.micro or sequences):
+            with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
+                loss = forward(part[:, :-1], part[:, 1:], cast) * (len(part) / sequences)
+            loss.backward()
         spectron.step()
         adamw.step()
         model.zero_grad(set_to_none=True)
