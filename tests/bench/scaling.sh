@@ -1,5 +1,5 @@
 #!/bin/sh
-# scaling.sh: how cost grows. Runs the trainer for some steps each (about 12 minutes on two cores, nothing else running) over hidden size,
+# scaling.sh: how cost grows. Runs the trainer for some steps each (about 8 minutes on two cores, nothing else running) over hidden size,
 # sequence length, vocabulary, micro-batch and ranks 1 and 2; counts, without time, what the optimizer and the communication of the paper's S
 # cost on 1 to 64 ranks (bench_counts), and checks the counts of messages and bytes against real runs on as many oversubscribed ranks.
 # Writes scaling.csv (measured), counts.csv (counted) and a picture (SVG) of each curve.
@@ -15,7 +15,7 @@ top=$PWD
 [ $# -eq 0 ] || { echo "usage: sh tests/bench/scaling.sh (settings: see its first lines)" >&2; exit 2; }
 build=${SPT_BUILD:-$top/build-release}
 case ${SPT_SCALING_SCALE:-full} in
-full) short=no steps=6 out=${SPT_SCALING_OUT:-$top/tests/bench/plots} ;;
+full) short=no steps=3 out=${SPT_SCALING_OUT:-$top/tests/bench/plots} ;;
 short) short=yes steps=1 out=${SPT_SCALING_OUT:-$build/plots} ;;
 *) echo "scaling.sh: SPT_SCALING_SCALE=$SPT_SCALING_SCALE: wants full or short" >&2; exit 2 ;;
 esac
