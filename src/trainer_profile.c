@@ -183,8 +183,8 @@ static void print_ops(const trainer *t, const measured *m) {
     if (rows > 1) print_row(t, m, passes[pass], "(together)", &sum);
   }
   print_row(t, m, "all", "(together)", &m->all);
-  trainer_progress_event("  FLOPs are those of the matrix products, bytes those that must be read or written once: the "
-                         "least; above 100 %% of peak, caches helped");
+  trainer_progress_event("  FLOPs are those of the matrix products (attention's backward is 5 products, where the dry run counts twice "
+                         "its forward), bytes those that must be read or written once: the least; above 100 %% of peak, caches helped");
 }
 
 /* Counted FLOPs of a whole step over its wall time. Collective. */
@@ -248,7 +248,8 @@ spt_status trainer_print_profile(const trainer *t) {
     if (t->comm->counters[kind].messages)
       trainer_progress_event("  %s: %lld messages, %lld bytes in the run", names[kind],
                              (long long)t->comm->counters[kind].messages, (long long)t->comm->counters[kind].bytes);
-  trainer_progress_event("  overlap: %d of %d reductions posted during backward, %d complete before the wait",
+  if (t->comm->size == 1) return SPT_OK;
+  trainer_progress_event("  overlap, whole run: %d of %d reductions posted during backward, %d complete before the wait",
                          t->overlap.posted_in_backward, t->overlap.buckets, t->overlap.complete_before_wait);
   return SPT_OK;
 }

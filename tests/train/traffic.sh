@@ -37,7 +37,7 @@ for mode in all-reduce reduce-scatter; do
         sed -n 's/.*optimizer bytes of a rank: .* \([0-9]*\) together.*/\1/p' log >>together
         if [ $p -gt 1 ]; then
             messages=$(($(recorded reduce_messages $run) * steps))
-            posted=$(sed -n 's/.*overlap: \([0-9]*\) of \([0-9]*\) reductions.*/\1 \2/p' log)
+            posted=$(sed -n 's/.*overlap, whole run: \([0-9]*\) of \([0-9]*\) reductions.*/\1 \2/p' log)
             note "$mode, $p ranks: $messages messages, overlap: $posted"
             [ "${posted#* }" = $messages ] || fail "$p ranks: overlap counts ${posted#* } reductions of $messages"
             sed -n 's/.*, \([0-9]*\) complete before the wait.*/\1/p' log >>complete
