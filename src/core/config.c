@@ -6,7 +6,7 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Tokens of a pass when batch.micro is chosen: at least this, measured (tiny and S, 512 to 8192 tokens, two threads) to be as fast as more,
+/* Tokens of a pass when batch.micro is chosen: at least this, measured (tiny and S, 512 to 8192 tokens, two threads) to be about as fast as more,
  * while activations grow with it; and so many a thread that all have blocks to work on. */
 #define MICRO_TOKENS 2048
 #define MICRO_TOKENS_PER_THREAD 512
