@@ -121,10 +121,14 @@ static void backward_task(spt_cpu *cpu, spt_cpu_thread *thread, const spt_attent
     spt_cpu_count_flops(thread, tile.flops);
   }
   const int64_t row = sequence * args->seq_len, width = args->kv_heads * d;
-  cpu->simd->store_rows(args->seq_len, d, (float)(1.0 / sqrt((double)d)), scratch->dk, padded,
-                        head_at(args, args->dqkv, 1, row, kv, act), width, act);
-  cpu->simd->store_rows(args->seq_len, d, 1.0f, scratch->dv, padded, head_at(args, args->dqkv, 2, row, kv, act), width,
-                        act);
+  void *dk = head_at(args, args->dqkv, 1, row, kv, act), *dv = head_at(args, args->dqkv, 2, row, kv, act);
+  for (int64_t c = 0; c < d; c += SPT_TILE_PANEL) {
+    const int64_t columns = spt_min(SPT_TILE_PANEL, d - c), panel = c * args->seq_len;
+    cpu->simd->store_rows(args->seq_len, columns, (float)(1.0 / sqrt((double)d)), scratch->dk + panel, SPT_TILE_PANEL,
+                          spt_at(dk, c, act), width, act);
+    cpu->simd->store_rows(args->seq_len, columns, 1.0f, scratch->dv + panel, SPT_TILE_PANEL, spt_at(dv, c, act), width,
+                          act);
+  }
 }
 
 /* A task is a sequence's key-value head, so that dk and dv are summed in one order. */

@@ -4,7 +4,7 @@
 #include "simd_kernels.h"
 
 /* A group of queries: two vectors side by side. */
-enum { GROUP = 2 * SPT_LANES, GROUPS = SPT_TILE_QUERIES / GROUP, ROWS = SPT_LANES == 16 ? 8 : 4 };
+enum { GROUP = 2 * SPT_LANES, GROUPS = SPT_TILE_QUERIES / GROUP, ROWS = SPT_LANES == 16 ? 8 : 4, PANEL = SPT_TILE_PANEL };
 
 static const float log2e = 1.44269504088896341f, lowest = -1e38f; // its products with log2 e are finite
 
@@ -40,23 +40,25 @@ SPT_INLINE vf load_words(const uint32_t *words) {
 }
 
 /* C (rows, 2 vectors) = [add] C·factor + A·B over `depth` words: A's word (i, w) at a[i·a_row + w·a_word], B (depth, 2
- * vectors) with leading dimension ldb. */
+ * vectors) with leading dimension ldb, C with GROUP or, in a panel, PANEL: constants, for eight multiples of a variable
+ * do not fit the registers. */
 typedef struct product {
-  int64_t depth, a_row, a_word, ldb, ldc;
+  int64_t depth, a_row, a_word, ldb;
+  bool panel;
   const uint32_t *a, *b;
   float *c;
   const float *factor; // by column; NULL: 1
   bool add;
 } product;
 
-SPT_INLINE void product_rows(const product *p, int64_t row, int rows, bool bf16) {
+SPT_INLINE void product_rows(const product *p, int64_t row, int rows, int64_t ldc, bool bf16) {
   vf sum[ROWS][2];
-  float *c = p->c + row * p->ldc;
+  float *c = p->c + row * ldc;
   const uint32_t *a = p->a + row * p->a_row, *b = p->b;
 #pragma GCC unroll 8
   for (int i = 0; i < rows; i++) {
-    sum[i][0] = p->add ? vf_load(c + i * p->ldc) : vf_zero();
-    sum[i][1] = p->add ? vf_load(c + i * p->ldc + SPT_LANES) : vf_zero();
+    sum[i][0] = p->add ? vf_load(c + i * ldc) : vf_zero();
+    sum[i][1] = p->add ? vf_load(c + i * ldc + SPT_LANES) : vf_zero();
   }
   if (p->factor) {
     const vf f0 = vf_load(p->factor), f1 = vf_load(p->factor + SPT_LANES);
@@ -74,16 +76,22 @@ SPT_INLINE void product_rows(const product *p, int64_t row, int rows, bool bf16)
   }
 #pragma GCC unroll 8
   for (int i = 0; i < rows; i++) {
-    vf_store(c + i * p->ldc, sum[i][0]);
-    vf_store(c + i * p->ldc + SPT_LANES, sum[i][1]);
+    vf_store(c + i * ldc, sum[i][0]);
+    vf_store(c + i * ldc + SPT_LANES, sum[i][1]);
   }
 }
 
-SPT_INLINE void multiply_dtype(int64_t rows, const product *p, bool bf16) {
+SPT_INLINE void multiply_rows(int64_t rows, const product *p, int64_t ldc, bool bf16) {
   int64_t row = 0;
-  for (; row + ROWS <= rows; row += ROWS) product_rows(p, row, ROWS, bf16);
-  if (ROWS > 4 && row + 4 <= rows) product_rows(p, row, 4, bf16), row += 4;
-  for (; row < rows; row++) product_rows(p, row, 1, bf16);
+  for (; row + ROWS <= rows; row += ROWS) product_rows(p, row, ROWS, ldc, bf16);
+  if (ROWS > 4 && row + 4 <= rows) product_rows(p, row, 4, ldc, bf16), row += 4;
+  for (; row < rows; row++) product_rows(p, row, 1, ldc, bf16);
+}
+SPT_INLINE void multiply_dtype(int64_t rows, const product *p, bool bf16) {
+  if (PANEL != GROUP && p->panel)
+    multiply_rows(rows, p, PANEL, bf16);
+  else
+    multiply_rows(rows, p, GROUP, bf16);
 }
 static void multiply(int64_t rows, product p, bool bf16, double *flops_p) {
   if (bf16)
@@ -284,8 +292,7 @@ static void score_chunk(spt_attention_tile *t, const uint32_t *rows, int64_t ld,
                      .a_word = 1,
                      .b = columns,
                      .ldb = GROUP,
-                     .c = to,
-                     .ldc = GROUP},
+                     .c = to},
            bf16, &t->flops);
 }
 
@@ -320,7 +327,6 @@ static void forward_block(spt_attention_tile *t, const operands *in, int64_t que
                          .b = s->probs,
                          .ldb = GROUP,
                          .c = s->out + at * d,
-                         .ldc = GROUP,
                          .factor = key0 > 0 ? factor : NULL,
                          .add = key0 > 0},
                bf16, &t->flops);
@@ -423,19 +429,19 @@ static void accumulate_keys(spt_attention_tile *t, int64_t key0, int64_t keys, i
   const int64_t padded = spt_attention_padded(t->head_dim), per_word = bf16 ? 2 : 1, ld = SPT_TILE_QUERIES / per_word;
   const int64_t depth = (rows + GROUP - 1) / GROUP * GROUP - first;
   for (int64_t c = 0; c < padded; c += GROUP) {
-    const int64_t b = first / per_word * padded + c;
+    const int64_t b = first / per_word * padded + c, to = c / PANEL * t->seq_len * PANEL + key0 * PANEL + c % PANEL;
     product p = {.depth = depth / per_word,
                  .a = s->p_rows + first / per_word,
                  .a_row = ld,
                  .a_word = 1,
                  .b = s->do_rows + b,
                  .ldb = padded,
-                 .c = s->dv + key0 * padded + c,
-                 .ldc = padded,
+                 .c = s->dv + to,
+                 .panel = true,
                  .add = true};
     if (c >= t->head_dim) break;
     multiply(keys, p, bf16, &t->flops);
-    p.a = s->ds_rows + first / per_word, p.b = s->q_rows + b, p.c = s->dk + key0 * padded + c;
+    p.a = s->ds_rows + first / per_word, p.b = s->q_rows + b, p.c = s->dk + to;
     multiply(keys, p, bf16, &t->flops);
   }
 }
@@ -482,7 +488,6 @@ static void backward_block(spt_attention_tile *t, const operands *in, int64_t qu
                          .b = s->d_scores,
                          .ldb = GROUP,
                          .c = s->out + at * d,
-                         .ldc = GROUP,
                          .add = key0 > 0},
                bf16, &t->flops);
     }

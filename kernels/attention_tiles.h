@@ -7,7 +7,7 @@
 
 #include "core/backend.h"
 
-enum { SPT_TILE_QUERIES = 256, SPT_TILE_KEYS = 64 };
+enum { SPT_TILE_QUERIES = 256, SPT_TILE_KEYS = 64, SPT_TILE_PANEL = 32 };
 
 /* One thread's scratch, 32-bit words: an fp32 element, or a pair of bf16 ones. */
 typedef struct spt_attention_scratch {
@@ -20,7 +20,7 @@ typedef struct spt_attention_scratch {
   uint32_t *p_rows, *ds_rows; /* (keys, queries): rows for dv, dk */
   float *out;                 /* (head_dim, queries) by groups: o or dq, transposed */
   float *row;                 /* per query: maximum, sum; or lse, delta */
-  float *dk, *dv;             /* (seq_len, head_dim padded) */
+  float *dk, *dv;             /* panels of SPT_TILE_PANEL columns, (seq_len, SPT_TILE_PANEL) each */
 } spt_attention_scratch;
 
 /* Work of one head of one sequence. Pointers are to its first row, at the head's first column. */
@@ -42,9 +42,9 @@ typedef struct spt_attention_tile {
 enum { SPT_ATTENTION_SCRATCH_ARRAYS = 16 };
 void spt_attention_scratch_words(int64_t seq_len, int64_t head_dim, spt_dtype act, bool train,
                                  int64_t words[SPT_ATTENTION_SCRATCH_ARRAYS]);
-/* head_dim padded to whole column pairs of the widest vectors. */
+/* head_dim padded to whole panels, which hold a pair of the widest vectors. */
 static inline int64_t spt_attention_padded(int64_t head_dim) {
-  return (head_dim + 31) / 32 * 32;
+  return (head_dim + SPT_TILE_PANEL - 1) / SPT_TILE_PANEL * SPT_TILE_PANEL;
 }
 
 #endif

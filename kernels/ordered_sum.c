@@ -13,7 +13,7 @@ void spt_ordered_sum_add(spt_ordered_sum *sum, float *destination, int64_t count
 
 size_t spt_ordered_sum_bytes(spt_ordered_sum *sum, int64_t blocks) {
   sum->chains = spt_min(SPT_SUM_CHAINS, blocks);
-  return (size_t)sum->chains * sum->chain_floats * sizeof(float);
+  return (size_t)(sum->chains - 1) * sum->chain_floats * sizeof(float);
 }
 
 void spt_ordered_sum_place(spt_ordered_sum *sum, void *memory) {
@@ -27,7 +27,8 @@ float *spt_ordered_sum_enter(spt_ordered_sum *sum, int term, int64_t block) {
   const int64_t chain = block % sum->chains, before = block / sum->chains;
   for (int i = 0; atomic_load_explicit(&sum->chain[chain].done[term], memory_order_acquire) != before; i++)
     if (i >= SPINS) sched_yield(); // the other thread may be waiting for this processor
-  return sum->partial + (size_t)chain * sum->chain_floats + sum->term[term].offset;
+  if (chain == 0) return sum->term[term].destination;
+  return sum->partial + (size_t)(chain - 1) * sum->chain_floats + sum->term[term].offset;
 }
 
 void spt_ordered_sum_leave(spt_ordered_sum *sum, int term, int64_t block) {
@@ -39,9 +40,9 @@ void spt_ordered_sum_finish(const spt_ordered_sum *sum, const spt_simd_kernels *
   for (int i = 0; i < sum->terms; i++) {
 #pragma omp for schedule(static) nowait
     for (int64_t at = 0; at < sum->term[i].count; at += PIECE)
-      for (int64_t chain = 0; chain < sum->chains; chain++)
+      for (int64_t chain = 1; chain < sum->chains; chain++)
         simd->add_row(spt_min(PIECE, sum->term[i].count - at),
-                      sum->partial + (size_t)chain * sum->chain_floats + sum->term[i].offset + at,
+                      sum->partial + (size_t)(chain - 1) * sum->chain_floats + sum->term[i].offset + at,
                       sum->term[i].destination + at);
   }
 #pragma omp barrier

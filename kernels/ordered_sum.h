@@ -1,7 +1,8 @@
 /* Sums over the blocks of a parallel loop that must come out the same whatever the number of threads: a few matrices to
- * which every block adds its term. Blocks are dealt to CHAINS partial sums, block by block; within a chain they add in
- * order, each waiting for the one before it, matrix by matrix, so that blocks follow each other as on an assembly line
- * and hardly ever wait. At the end the chains are added to the destination in order. Blocks must be started in order
+ * which every block adds its term. Blocks are dealt to CHAINS partial sums, block by block, the first of which is the
+ * destination itself; within a chain they add in order, each waiting for the one before it, matrix by matrix, so that
+ * blocks follow each other as on an assembly line and hardly ever wait. At the end the other chains are added to the
+ * destination in order. Blocks must be started in order
  * (schedule(static, 1)), or a thread would wait for a block of its own. */
 #ifndef SPT_ORDERED_SUM_H
 #define SPT_ORDERED_SUM_H
@@ -21,7 +22,7 @@ typedef struct spt_ordered_sum {
     size_t offset; /* in a chain's partial sums, in floats */
   } term[SPT_SUM_TERMS];
   size_t chain_floats;
-  float *partial;                                      /* (chains, chain_floats) */
+  float *partial;                                      /* (chains - 1, chain_floats) */
   struct {
     _Alignas(64) _Atomic int64_t done[SPT_SUM_TERMS]; /* blocks of the chain that have added this term */
   } chain[SPT_SUM_CHAINS];
@@ -37,9 +38,9 @@ void spt_ordered_sum_place(spt_ordered_sum *sum, void *memory);
  */
 float *spt_ordered_sum_enter(spt_ordered_sum *sum, int term, int64_t block);
 void spt_ordered_sum_leave(spt_ordered_sum *sum, int term, int64_t block);
-/* True for the first block of a chain, which overwrites. */
+/* True for the first block of a chain's own memory, which overwrites. */
 static inline bool spt_ordered_sum_first(const spt_ordered_sum *sum, int64_t block) {
-  return block < sum->chains;
+  return block > 0 && block < sum->chains;
 }
 /* Adds the chains to the destinations. By all threads of the parallel region, after a barrier; ends with one. */
 void spt_ordered_sum_finish(const spt_ordered_sum *sum, const spt_simd_kernels *simd);

@@ -82,12 +82,16 @@ static spt_status init_pair(trainer *t, int index) {
 }
 
 static spt_status init_slice(trainer *t, int tensor, int64_t begin, int64_t end) {
-  const size_t bytes = (size_t)(end - begin) * sizeof(float);
-  float *values = malloc(bytes ? bytes : 1);
+  enum { PIECE = 1 << 20 };
+  float *values = malloc(PIECE * sizeof *values);
   if (!values) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory initialising %s", t->params->tensors[tensor].name);
-  spt_params_init_slice(t->params, tensor, t->config.run.seed, begin, end, values);
-  const spt_status status =
-      t->backend->ops->upload(t->backend, t->parameters + t->plan->layout.offset[tensor] + begin, values, bytes);
+  float *const to = t->parameters + t->plan->layout.offset[tensor];
+  spt_status status = SPT_OK;
+  for (int64_t at = begin; status == SPT_OK && at < end; at += PIECE) {
+    const int64_t until = at + PIECE < end ? at + PIECE : end;
+    spt_params_init_slice(t->params, tensor, t->config.run.seed, at, until, values);
+    status = t->backend->ops->upload(t->backend, to + at, values, (size_t)(until - at) * sizeof *values);
+  }
   free(values);
   return status;
 }

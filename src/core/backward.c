@@ -41,7 +41,7 @@ static spt_status layer_backward(spt_model *model, int64_t layer, int64_t sequen
   spt_params_layer(model->params, (int)layer, &tensors);
   float *dx = model_at(model, model->dx);
   void *gate_up = model_at(model, kept->gate_up), *o = model_at(model, kept->o), *qkv = model_at(model, kept->qkv);
-  void *d_o = model_at(model, model->d_o), *dqkv = model_at(model, model->dqkv);
+  void *d_o = model_at(model, kept->d_o), *dqkv = model_at(model, kept->dqkv);
 
   // x_next = x_middle + down(silu(gate)·up): d(gate|up) takes the place of gate|up
   SPT_TRY(group_backward(model, layer, GROUP_DOWN, tokens, NULL, gate_up, NULL,

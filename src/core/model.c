@@ -68,7 +68,12 @@ static void reserve_layer(spt_model *model, layer_activations *kept) {
   kept->o = spt_slab_reserve(slab, tokens * (size_t)config->hidden * act);
   kept->lse = spt_slab_reserve(slab, tokens * (size_t)config->heads * sizeof(float));
   kept->x_middle = spt_slab_reserve(slab, tokens * (size_t)config->hidden * sizeof(float));
-  kept->gate_up = spt_slab_reserve(slab, tokens * (size_t)(2 * config->ffn) * act);
+  const size_t d_o = (tokens * (size_t)config->hidden * act + 63) / 64 * 64,
+               dqkv = tokens * (size_t)spt_group_out(&model->groups[GROUP_QKV]) * act,
+               gate_up = tokens * (size_t)(2 * config->ffn) * act;
+  kept->gate_up = spt_slab_reserve(slab, model->train && d_o + dqkv > gate_up ? d_o + dqkv : gate_up);
+  kept->d_o = kept->gate_up;
+  kept->dqkv = kept->d_o + d_o;
 }
 
 /* Fills every offset; allocates only the plan's own arrays. */
@@ -76,7 +81,7 @@ static spt_status plan_memory(spt_model *model) {
   const spt_model_config *config = &model->config;
   spt_backend *backend = model->backend;
   const int64_t layers = config->layers;
-  const size_t tokens = (size_t)(model->micro * config->seq_len), act = spt_dtype_size(backend->act);
+  const size_t tokens = (size_t)(model->micro * config->seq_len);
   const size_t residual = tokens * (size_t)config->hidden * sizeof(float);
 
   describe_groups(config, model->groups);
@@ -103,11 +108,7 @@ static spt_status plan_memory(spt_model *model) {
   model->ids = spt_slab_reserve(slab, tokens * sizeof(int32_t));
   model->targets = spt_slab_reserve(slab, tokens * sizeof(int32_t));
   model->losses = spt_slab_reserve(slab, tokens * sizeof(float));
-  if (model->train) {
-    model->dx = spt_slab_reserve(slab, residual);
-    model->d_o = spt_slab_reserve(slab, tokens * (size_t)config->hidden * act);
-    model->dqkv = spt_slab_reserve(slab, tokens * (size_t)spt_group_out(&model->groups[GROUP_QKV]) * act);
-  }
+  if (model->train) model->dx = spt_slab_reserve(slab, residual);
   model->workspace_offset = spt_slab_reserve(
       &model->workspace, backend->ops->workspace_bytes(backend, config, (int64_t)tokens, model->train));
   return SPT_OK;

@@ -17,6 +17,7 @@ typedef struct layer_activations {
   size_t lse;                      // (sequences·heads, T) fp32
   size_t x_middle;                 // (N, H) fp32: residual stream after attention
   size_t gate_up;                  // (N, 2F) act; its gradient in backward
+  size_t d_o, dqkv;                // backward: act like o and qkv, in the place of d(gate|up), then done with
 } layer_activations;
 
 struct spt_model {
@@ -38,7 +39,7 @@ struct spt_model {
   size_t *x;               /* [layers + 1] residual stream before each layer; evaluation alternates two */
   size_t ids, targets;     /* (N) int32 */
   size_t losses;           /* (N) fp32 */
-  size_t dx, d_o, dqkv;    /* backward: (N, H) fp32; act like o and qkv */
+  size_t dx;               /* backward: (N, H) fp32 */
   size_t workspace_offset;
   float *host_losses; /* (N) */
 };
