@@ -39,66 +39,71 @@ SPT_INLINE vf load_words(const uint32_t *words) {
   return x;
 }
 
-/* C (rows, 2 vectors) = [add] C·factor + A·B over `depth` words: A's word (i, w) at a[i·a_row + w·a_word], B (depth, 2
- * vectors) with leading dimension ldb, C with GROUP or, in a panel, PANEL: constants, for eight multiples of a variable
+/* C (rows, `vectors` vectors, 2 or 1) = [add] C·factor + A·B over `depth` words: A's word (i, w) at a[i·a_row +
+ * w·a_word], B (depth, vectors) with leading dimension ldb, C with GROUP or, in a panel, PANEL: constants, for eight multiples of a variable
  * do not fit the registers. */
 typedef struct product {
   int64_t depth, a_row, a_word, ldb;
-  bool panel;
+  bool panel, narrow; // narrow: one vector
   const uint32_t *a, *b;
   float *c;
   const float *factor; // by column; NULL: 1
   bool add;
 } product;
 
-SPT_INLINE void product_rows(const product *p, int64_t row, int rows, int64_t ldc, bool bf16) {
+SPT_INLINE void product_rows(const product *p, int64_t row, int rows, int vectors, int64_t ldc, bool bf16) {
   vf sum[ROWS][2];
   float *c = p->c + row * ldc;
   const uint32_t *a = p->a + row * p->a_row, *b = p->b;
 #pragma GCC unroll 8
   for (int i = 0; i < rows; i++) {
     sum[i][0] = p->add ? vf_load(c + i * ldc) : vf_zero();
-    sum[i][1] = p->add ? vf_load(c + i * ldc + SPT_LANES) : vf_zero();
+    if (vectors == 2) sum[i][1] = p->add ? vf_load(c + i * ldc + SPT_LANES) : vf_zero();
   }
   if (p->factor) {
-    const vf f0 = vf_load(p->factor), f1 = vf_load(p->factor + SPT_LANES);
+    const vf f0 = vf_load(p->factor), f1 = vectors == 2 ? vf_load(p->factor + SPT_LANES) : vf_zero();
 #pragma GCC unroll 8
-    for (int i = 0; i < rows; i++) sum[i][0] *= f0, sum[i][1] *= f1;
+    for (int i = 0; i < rows; i++) {
+      sum[i][0] *= f0;
+      if (vectors == 2) sum[i][1] *= f1;
+    }
   }
   for (int64_t w = 0; w < p->depth; w++, a += p->a_word, b += p->ldb) {
-    const vf b0 = load_words(b), b1 = load_words(b + SPT_LANES);
+    const vf b0 = load_words(b), b1 = vectors == 2 ? load_words(b + SPT_LANES) : vf_zero();
 #pragma GCC unroll 8
     for (int i = 0; i < rows; i++) {
       const vf x = broadcast(a + i * p->a_row);
       sum[i][0] = dot(sum[i][0], x, b0, bf16);
-      sum[i][1] = dot(sum[i][1], x, b1, bf16);
+      if (vectors == 2) sum[i][1] = dot(sum[i][1], x, b1, bf16);
     }
   }
 #pragma GCC unroll 8
   for (int i = 0; i < rows; i++) {
     vf_store(c + i * ldc, sum[i][0]);
-    vf_store(c + i * ldc + SPT_LANES, sum[i][1]);
+    if (vectors == 2) vf_store(c + i * ldc + SPT_LANES, sum[i][1]);
   }
 }
 
-SPT_INLINE void multiply_rows(int64_t rows, const product *p, int64_t ldc, bool bf16) {
+SPT_INLINE void multiply_rows(int64_t rows, const product *p, int vectors, int64_t ldc, bool bf16) {
   int64_t row = 0;
-  for (; row + ROWS <= rows; row += ROWS) product_rows(p, row, ROWS, ldc, bf16);
-  if (ROWS > 4 && row + 4 <= rows) product_rows(p, row, 4, ldc, bf16), row += 4;
-  for (; row < rows; row++) product_rows(p, row, 1, ldc, bf16);
+  for (; row + ROWS <= rows; row += ROWS) product_rows(p, row, ROWS, vectors, ldc, bf16);
+  if (ROWS > 4 && row + 4 <= rows) product_rows(p, row, 4, vectors, ldc, bf16), row += 4;
+  for (; row < rows; row++) product_rows(p, row, 1, vectors, ldc, bf16);
 }
 SPT_INLINE void multiply_dtype(int64_t rows, const product *p, bool bf16) {
-  if (PANEL != GROUP && p->panel)
-    multiply_rows(rows, p, PANEL, bf16);
+  if (p->narrow)
+    multiply_rows(rows, p, 1, GROUP, bf16);
+  else if (PANEL != GROUP && p->panel)
+    multiply_rows(rows, p, 2, PANEL, bf16);
   else
-    multiply_rows(rows, p, GROUP, bf16);
+    multiply_rows(rows, p, 2, GROUP, bf16);
 }
 static void multiply(int64_t rows, product p, bool bf16, double *flops_p) {
   if (bf16)
     multiply_dtype(rows, &p, true);
   else
     multiply_dtype(rows, &p, false);
-  *flops_p += (bf16 ? 4.0 : 2.0) * (double)(rows * p.depth) * GROUP;
+  *flops_p += (bf16 ? 4.0 : 2.0) * (double)(rows * p.depth) * (p.narrow ? SPT_LANES : GROUP);
 }
 
 /* ---- packing ---- */
@@ -233,9 +238,12 @@ SPT_INLINE void store_pair(uint32_t *to, int64_t key, vf even, vf odd, bool bf16
   memcpy(to + (key + 1) * GROUP, &odd, sizeof odd);
 }
 
+/* Of the chunk's keys, the group's first vector of queries sees none after the first `both`: on the diagonal a quarter
+ * of a square of GROUP keys. */
 typedef struct group_state {
   int64_t query, key0, keys; // the group's first query; the chunk's first key and number of keys
-  bool diagonal;             // some of the chunk's keys lie after some of the group's queries
+  int64_t both;
+  bool diagonal; // some of the chunk's keys lie after some of the group's queries
 } group_state;
 
 SPT_INLINE vf score(const spt_attention_scratch *s, const group_state *g, int64_t key, int strip, bool diagonal) {
@@ -258,10 +266,11 @@ SPT_INLINE vf softmax_strip(const spt_attention_scratch *s, const group_state *g
                             float *maximum_p, float *sum_p, bool diagonal, bool bf16) {
   const vf before = vf_load(maximum_p), c = vf_set(scale * log2e);
   vf maximum = before, sum = vf_zero();
-  for (int64_t key = 0; key < g->keys; key++) maximum = vf_max(score(s, g, key, strip, diagonal), maximum);
-  for (int64_t key = 0; key < g->keys; key += 2) {
+  const int64_t keys = strip == 0 ? g->both : g->keys;
+  for (int64_t key = 0; key < keys; key++) maximum = vf_max(score(s, g, key, strip, diagonal), maximum);
+  for (int64_t key = 0; key < keys; key += 2) {
     const vf even = probability(s, g, key, strip, c, maximum, diagonal);
-    const vf odd = key + 1 < g->keys ? probability(s, g, key + 1, strip, c, maximum, diagonal) : vf_zero();
+    const vf odd = key + 1 < keys ? probability(s, g, key + 1, strip, c, maximum, diagonal) : vf_zero();
     sum += even + odd;
     store_pair(s->probs + strip * SPT_LANES, key, even, odd, bf16);
   }
@@ -282,23 +291,52 @@ SPT_INLINE void softmax_group(const spt_attention_scratch *s, const group_state 
 
 /* ---- forward ---- */
 
-/* Scores (keys, GROUP) of the chunk's rows of k against packed queries; likewise d_probs = v·d_oᵀ. */
+/* Scores (keys, GROUP) of the chunk's rows of k against packed queries; likewise d_probs = v·d_oᵀ. Only what is seen:
+ * beyond g->both the first vector is left as it was. */
 static void score_chunk(spt_attention_tile *t, const uint32_t *rows, int64_t ld, const group_state *g,
                         const uint32_t *columns, float *to, bool bf16) {
-  multiply(g->keys,
-           (product){.depth = bf16 ? t->head_dim / 2 : t->head_dim,
-                     .a = rows + g->key0 * ld,
-                     .a_row = ld,
-                     .a_word = 1,
-                     .b = columns,
-                     .ldb = GROUP,
-                     .c = to},
-           bf16, &t->flops);
+  product p = {.depth = bf16 ? t->head_dim / 2 : t->head_dim,
+               .a = rows + g->key0 * ld,
+               .a_row = ld,
+               .a_word = 1,
+               .b = columns,
+               .ldb = GROUP,
+               .c = to};
+  multiply(g->both, p, bf16, &t->flops);
+  if (g->both == g->keys) return;
+  p.narrow = true;
+  p.a += g->both * ld, p.b += SPT_LANES, p.c += g->both * GROUP + SPT_LANES;
+  multiply(g->keys - g->both, p, bf16, &t->flops);
+}
+
+/* C (head_dim, GROUP) = [add] C·factor + rowsᵀ·words over the chunk's keys: o += vᵀ·p, dq += kᵀ·ds. `rows` are pairs of
+ * keys, or keys, ld words apart. */
+static void sum_keys(spt_attention_tile *t, const uint32_t *rows, int64_t ld, const group_state *g,
+                     const uint32_t *words, float *to, const float *factor, bool add, bool bf16) {
+  const int64_t per_word = bf16 ? 2 : 1, both = (g->both + per_word - 1) / per_word,
+                all = (g->keys + per_word - 1) / per_word;
+  product p = {.depth = both,
+               .a = rows,
+               .a_row = 1,
+               .a_word = ld,
+               .b = words,
+               .ldb = GROUP,
+               .c = to,
+               .factor = factor,
+               .add = add};
+  multiply(t->head_dim, p, bf16, &t->flops);
+  if (both == all) return;
+  p.narrow = p.add = true;
+  p.factor = NULL;
+  p.depth = all - both;
+  p.a += both * ld, p.b += both * GROUP + SPT_LANES, p.c += SPT_LANES;
+  multiply(t->head_dim, p, bf16, &t->flops);
 }
 
 /* Of a chunk of keys, what this group sees; false: nothing. */
 static bool group_chunk(int64_t query, int64_t rows, int64_t key0, int64_t keys, group_state *g) {
   *g = (group_state){.query = query, .key0 = key0, .keys = spt_min(keys, query + spt_min(rows, GROUP) - key0)};
+  g->both = spt_min(g->keys, query + SPT_LANES - key0); // even, or all: key0 and SPT_LANES are
   g->diagonal = key0 + g->keys - 1 > query;
   return g->keys > 0;
 }
@@ -319,17 +357,7 @@ static void forward_block(spt_attention_tile *t, const operands *in, int64_t que
       if (!group_chunk(query0 + at, rows - at, key0, keys, &g)) continue;
       score_chunk(t, in->k, in->ld, &g, s->q + at * words, s->scores, bf16);
       softmax_group(s, &g, t->scale, maximum + at, sum + at, factor, bf16);
-      multiply(d,
-               (product){.depth = bf16 ? (g.keys + 1) / 2 : g.keys,
-                         .a = v,
-                         .a_row = 1,
-                         .a_word = bf16 ? padded : in->ld,
-                         .b = s->probs,
-                         .ldb = GROUP,
-                         .c = s->out + at * d,
-                         .factor = key0 > 0 ? factor : NULL,
-                         .add = key0 > 0},
-               bf16, &t->flops);
+      sum_keys(t, v, bf16 ? padded : in->ld, &g, s->probs, s->out + at * d, key0 > 0 ? factor : NULL, key0 > 0, bf16);
     }
   }
   for (int64_t i = 0; i < rows; i++) t->lse[query0 + i] = maximum[i] * t->scale + logf(sum[i]);
@@ -391,9 +419,9 @@ typedef struct strip_pair {
 /* p = 2^(c·s − lse2), ds = p·(dp − delta); the factor scale of ds is left to the results. */
 SPT_INLINE strip_pair differentiate(const spt_attention_scratch *s, const group_state *g, int64_t key, vf c,
                                     const float *lse2, const float *delta, bool diagonal) {
-  strip_pair x;
+  strip_pair x = {{vf_zero(), vf_zero()}, {vf_zero(), vf_zero()}};
 #pragma GCC unroll 2
-  for (int strip = 0; strip < 2; strip++) {
+  for (int strip = diagonal && key >= g->both ? 1 : 0; strip < 2; strip++) {
     const int64_t at = strip * SPT_LANES;
     vf p = vf_exp2(vf_fma(vf_load(s->scores + key * GROUP + at), c, -vf_load(lse2 + at)));
     if (diagonal) p = vf_where(visible(g->query + at, g->key0 + key), p);
@@ -423,15 +451,17 @@ SPT_INLINE void differentiate_group(const spt_attention_tile *t, const group_sta
   }
 }
 
-/* dv += pᵀ·do and dk += dsᵀ·q of a chunk, over the block's queries from `first` on. */
-static void accumulate_keys(spt_attention_tile *t, int64_t key0, int64_t keys, int64_t first, int64_t rows, bool bf16) {
+/* dv += pᵀ·do and dk += dsᵀ·q of some of a chunk's keys, from its key `key` on, over the block's queries from `first` on. */
+static void accumulate_rows(spt_attention_tile *t, int64_t key0, int64_t key, int64_t keys, int64_t first, int64_t end,
+                            bool bf16) {
   const spt_attention_scratch *s = &t->scratch;
-  const int64_t padded = spt_attention_padded(t->head_dim), per_word = bf16 ? 2 : 1, ld = SPT_TILE_QUERIES / per_word;
-  const int64_t depth = (rows + GROUP - 1) / GROUP * GROUP - first;
+  const int64_t padded = spt_attention_padded(t->head_dim), per_word = bf16 ? 2 : 1, ld = SPT_TILE_QUERIES / per_word,
+                a = key * ld + first / per_word;
   for (int64_t c = 0; c < padded; c += GROUP) {
-    const int64_t b = first / per_word * padded + c, to = c / PANEL * t->seq_len * PANEL + key0 * PANEL + c % PANEL;
-    product p = {.depth = depth / per_word,
-                 .a = s->p_rows + first / per_word,
+    const int64_t b = first / per_word * padded + c,
+                  to = c / PANEL * t->seq_len * PANEL + (key0 + key) * PANEL + c % PANEL;
+    product p = {.depth = (end - first) / per_word,
+                 .a = s->p_rows + a,
                  .a_row = ld,
                  .a_word = 1,
                  .b = s->do_rows + b,
@@ -441,8 +471,24 @@ static void accumulate_keys(spt_attention_tile *t, int64_t key0, int64_t keys, i
                  .add = true};
     if (c >= t->head_dim) break;
     multiply(keys, p, bf16, &t->flops);
-    p.a = s->ds_rows + first / per_word, p.b = s->q_rows + b, p.c = s->dk + to;
+    p.a = s->ds_rows + a, p.b = s->q_rows + b, p.c = s->dk + to;
     multiply(keys, p, bf16, &t->flops);
+  }
+}
+
+/* The whole chunk, a few keys at a time, each from the first queries that may see them; `first`: of the block, the first
+ * whose probabilities of this chunk were computed. */
+static void accumulate_keys(spt_attention_tile *t, int64_t query0, int64_t key0, int64_t keys, int64_t first,
+                            int64_t rows, bool bf16) {
+  enum { KEYS = 16 };
+  const int64_t end = (rows + GROUP - 1) / GROUP * GROUP;
+  if (key0 + keys <= query0 + first) {
+    accumulate_rows(t, key0, 0, keys, first, end, bf16);
+    return;
+  }
+  for (int64_t key = 0; key < keys; key += KEYS) {
+    const int64_t seen = (key0 + key - query0) / KEYS * KEYS;
+    accumulate_rows(t, key0, key, spt_min(KEYS, keys - key), seen > first ? seen : first, end, bf16);
   }
 }
 
@@ -480,18 +526,9 @@ static void backward_block(spt_attention_tile *t, const operands *in, int64_t qu
         differentiate_group(t, &g, lse2 + at, delta + at, p_rows, ds_rows, ld, true, bf16);
       else
         differentiate_group(t, &g, lse2 + at, delta + at, p_rows, ds_rows, ld, false, bf16);
-      multiply(d,
-               (product){.depth = (g.keys + per_word - 1) / per_word,
-                         .a = k,
-                         .a_row = 1,
-                         .a_word = bf16 ? padded : in->ld,
-                         .b = s->d_scores,
-                         .ldb = GROUP,
-                         .c = s->out + at * d,
-                         .add = key0 > 0},
-               bf16, &t->flops);
+      sum_keys(t, k, bf16 ? padded : in->ld, &g, s->d_scores, s->out + at * d, NULL, key0 > 0, bf16);
     }
-    accumulate_keys(t, key0, keys, first, rows, bf16);
+    accumulate_keys(t, query0, key0, keys, first, rows, bf16);
   }
   float factor[GROUP];
   for (int i = 0; i < GROUP; i++) factor[i] = t->scale;

@@ -69,7 +69,7 @@ static void print_memory(const spt_config *config, const spt_params *params, con
 
 /* Forward only, so a third of training on as many tokens; named where it is no longer small beside the training. */
 static void print_validation(const spt_config *config) {
-  const double tokens = (double)config->validation.tokens, every = (double)config->validation.every;
+  const double tokens = (double)spt_config_validation_tokens(config), every = (double)config->validation.every;
   if (config->data.validation.count == 0 || tokens == 0 || every == 0) return; // none, or all of a set not looked at, or the end only
   const double trained = every * (double)trainer_tokens_per_step(config), share = tokens / 3 / trained, most = 0.005;
   printf("validation          %14.3f %%  of the training's FLOPs: %.4g tokens every %.4g steps", 100 * share, tokens, every);

@@ -152,12 +152,15 @@ static spt_status init_parameters(trainer *t) {
 typedef struct change_list {
   const char *path;
   spt_status status;
-  bool validation; // another validation set: losses cannot be compared with the best so far
+  bool tokens_chosen; // validation.tokens is not given: its number depends on validation.every
+  bool validation;    // another validation set: losses cannot be compared with the best so far
 } change_list;
 
 static void visit_change(void *context, const char *key, const char *before, const char *after, spt_job_change change) {
   change_list *changes = context;
-  if (strcmp(key, "data.validation") == 0 || strcmp(key, "validation.tokens") == 0) changes->validation = true;
+  if (strcmp(key, "data.validation") == 0 || strcmp(key, "validation.tokens") == 0 ||
+      (strcmp(key, "validation.every") == 0 && changes->tokens_chosen))
+    changes->validation = true;
   if (change == SPT_JOB_SAFE) {
     trainer_progress_event("resume: %s was %s, now %s", key, before, after);
   } else if (changes->status == SPT_OK) {

@@ -29,8 +29,8 @@ static spt_status validate_pass(trainer *t, int64_t begin, int64_t end, int64_t 
 
 static int64_t count_windows(const trainer *t) {
   const int64_t seq_len = t->config.model.seq_len, held = spt_token_stream_windows(t->validation, seq_len);
-  const int64_t wanted = t->config.validation.tokens / seq_len;
-  if (t->config.validation.tokens == 0 || wanted >= held) return held;
+  const int64_t tokens = spt_config_validation_tokens(&t->config), wanted = tokens / seq_len;
+  if (tokens == 0 || wanted >= held) return held;
   return wanted > 0 ? wanted : 1;
 }
 

@@ -70,7 +70,18 @@ static void defaults_are_the_papers(void **state) {
   assert_true(config.optimizer.adamw.lr < 0 && config.optimizer.adamw.beta1 == 0.9);
   assert_true(config.optimizer.adamw.beta2 == 0.95 && config.optimizer.adamw.eps == 1e-8);
   assert_true(config.model.rope_theta == 10000 && config.model.norm_eps == 1e-5);
-  assert_int_equal(config.validation.tokens, 100000000);
+  assert_int_equal(config.validation.tokens, -1);
+  config.validation.every = 500, config.batch.sequences = 512, config.model.seq_len = 2048;
+  assert_int_equal(spt_config_validation_tokens(&config), 512 * 2048 * 500 / 80);
+  config.batch.sequences = 1;
+  assert_int_equal(spt_config_validation_tokens(&config), 65536);
+  config.batch.sequences = 65536;
+  assert_int_equal(spt_config_validation_tokens(&config), 100000000);
+  config.batch.sequences = 1, config.validation.every = 0;
+  assert_int_equal(spt_config_validation_tokens(&config), 100000000);
+  config.validation.tokens = 0;
+  assert_int_equal(spt_config_validation_tokens(&config), 0);
+  spt_config_defaults(&config);
   assert_int_equal(config.checkpoint.keep, 3);
 }
 

@@ -71,7 +71,7 @@ void spt_config_defaults(spt_config *config) {
   config->schedule.warmup = 0.05;
   config->batch.sequences = 512;
   config->validation.every = 500;
-  config->validation.tokens = 100 * 1000 * 1000;
+  config->validation.tokens = -1;
   config->checkpoint.every = 1000;
   config->checkpoint.keep = 3;
   config->dist.bucket_mib = 25;
@@ -169,6 +169,14 @@ spt_status spt_config_complete(spt_config *config) {
     return SPT_FAIL(SPT_ERR_USAGE, "[run] name = \"%s\": must be a plain name, without slashes", config->run.name);
   if (!config->run.output[0]) return SPT_FAIL(SPT_ERR_USAGE, "[run] output = \"\": must not be empty");
   return SPT_OK;
+}
+
+int64_t spt_config_validation_tokens(const spt_config *config) {
+  enum { LEAST = 65536, MOST = 100 * 1000 * 1000, SHARE = 80 };
+  if (config->validation.tokens >= 0) return config->validation.tokens;
+  if (config->validation.every == 0) return MOST;
+  const double between = (double)config->validation.every * (double)config->batch.sequences * (double)config->model.seq_len / SHARE;
+  return between < LEAST ? LEAST : between > MOST ? MOST : (int64_t)between;
 }
 
 /* The nearest divisors of n on both sides of d (0 when there is none above). */

@@ -58,7 +58,7 @@ static const spt_key keys[] = {
     KEY(SPT_KEY_SEED, data, seed, NULL, FIXED),
 
     KEY(SPT_KEY_INT, validation, every, "[0, 1e12]", SAFE),
-    KEY(SPT_KEY_INT, validation, tokens, "[0, 1e15]", SAFE),
+    KEY(SPT_KEY_INT, validation, tokens, "[-1, 1e15]", SAFE),
 
     KEY(SPT_KEY_INT, checkpoint, every, "[0, 1e12]", SAFE),
     KEY(SPT_KEY_REAL, checkpoint, every_seconds, "[0, 1e9]", SAFE),
