@@ -205,7 +205,8 @@ static spt_status find_checkpoint(trainer *t, spt_checkpoint **checkpoint_p) {
   if (t->options.resume_path) SPT_TRY(refuse_newer(t, header->step));
   static spt_config before; // large
   SPT_TRY(spt_job_parse(spt_checkpoint_job(*checkpoint_p), "the checkpoint's job", ".", NULL, 0, &before));
-  change_list changes = {t->options.resume_path ? t->options.resume_path : t->config.run.output, SPT_OK, false};
+  change_list changes = {.path = t->options.resume_path ? t->options.resume_path : t->config.run.output,
+                         .tokens_chosen = t->config.validation.tokens < 0};
   static spt_config asked; // as the checkpoint's job was written: without the chosen micro-batch
   asked = t->config;
   asked.batch.micro = t->asked_micro;
