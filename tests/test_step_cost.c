@@ -16,7 +16,7 @@
 
 /* Causal attention in tiles computes some scores beyond the diagonal, fewer with narrower vectors. FLOPs in % of the
  * least, with the widest. */
-enum { ATTENTION_FORWARD = 107, ATTENTION_BACKWARD = 109 };
+enum { ATTENTION_FORWARD = 103, ATTENTION_BACKWARD = 103 };
 
 /* Arithmetic, then parameterization. WIDENED: bf16 where the processor has no faster unit for it; weights are fp32. */
 enum { FP32, BF16, WIDENED, ARITHMETICS };
