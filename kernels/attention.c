@@ -139,7 +139,7 @@ spt_status spt_cpu_attention_backward(spt_backend *backend, const spt_attention_
   {
     spt_cpu_thread *thread = spt_cpu_enter(cpu);
     const spt_attention_scratch scratch = scratch_of(args, backend->act, true, omp_get_thread_num());
-#pragma omp for schedule(static, 1)
+#pragma omp for schedule(dynamic)
     for (int64_t task = 0; task < args->sequences * args->kv_heads; task++)
       backward_task(cpu, thread, args, task, &scratch);
   }

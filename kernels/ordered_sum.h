@@ -3,7 +3,7 @@
  * destination itself; within a chain they add in order, each waiting for the one before it, matrix by matrix, so that
  * blocks follow each other as on an assembly line and hardly ever wait. At the end the other chains are added to the
  * destination in order. Blocks must be started in order
- * (schedule(static, 1)), or a thread would wait for a block of its own. */
+ * (schedule(dynamic)), or a thread would wait for a block of its own. */
 #ifndef SPT_ORDERED_SUM_H
 #define SPT_ORDERED_SUM_H
 
