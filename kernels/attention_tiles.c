@@ -4,7 +4,7 @@
 #include "simd_kernels.h"
 
 /* A group of queries: two vectors side by side. */
-enum { GROUP = 2 * SPT_LANES, GROUPS = SPT_TILE_QUERIES / GROUP, ROWS = SPT_LANES == 16 ? 8 : 4, PANEL = SPT_TILE_PANEL };
+enum { GROUP = 2 * SPT_LANES, ROWS = SPT_LANES == 16 ? 8 : 4, PANEL = SPT_TILE_PANEL };
 
 static const float log2e = 1.44269504088896341f, lowest = -1e38f; // its products with log2 e are finite
 
@@ -40,8 +40,8 @@ SPT_INLINE vf load_words(const uint32_t *words) {
 }
 
 /* C (rows, `vectors` vectors, 2 or 1) = [add] C·factor + A·B over `depth` words: A's word (i, w) at a[i·a_row +
- * w·a_word], B (depth, vectors) with leading dimension ldb, C with GROUP or, in a panel, PANEL: constants, for eight multiples of a variable
- * do not fit the registers. */
+ * w·a_word], B (depth, vectors) with leading dimension ldb, C with GROUP or, in a panel, PANEL: constants, for eight
+ * multiples of a variable do not fit the registers. */
 typedef struct product {
   int64_t depth, a_row, a_word, ldb;
   bool panel, narrow; // narrow: one vector
@@ -451,7 +451,8 @@ SPT_INLINE void differentiate_group(const spt_attention_tile *t, const group_sta
   }
 }
 
-/* dv += pᵀ·do and dk += dsᵀ·q of some of a chunk's keys, from its key `key` on, over the block's queries from `first` on. */
+/* dv += pᵀ·do and dk += dsᵀ·q of some of a chunk's keys, from its key `key` on, over the block's queries from `first`
+ * on. */
 static void accumulate_rows(spt_attention_tile *t, int64_t key0, int64_t key, int64_t keys, int64_t first, int64_t end,
                             bool bf16) {
   const spt_attention_scratch *s = &t->scratch;
@@ -476,8 +477,8 @@ static void accumulate_rows(spt_attention_tile *t, int64_t key0, int64_t key, in
   }
 }
 
-/* The whole chunk, a few keys at a time, each from the first queries that may see them; `first`: of the block, the first
- * whose probabilities of this chunk were computed. */
+/* The whole chunk, a few keys at a time, each from the first queries that may see them; `first`: of the block, the
+ * first whose probabilities of this chunk were computed. */
 static void accumulate_keys(spt_attention_tile *t, int64_t query0, int64_t key0, int64_t keys, int64_t first,
                             int64_t rows, bool bf16) {
   enum { KEYS = 16 };

@@ -401,7 +401,7 @@ spt_status spt_cpu_group_backward(spt_backend *backend, const spt_group_backward
     spt_cpu_thread *thread = spt_cpu_enter(cpu);
     block_scratch scratch;
     (void)carve_block(&call, true, call.scratch + (size_t)omp_get_thread_num() * call.scratch_bytes, &scratch);
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(monotonic : dynamic) // ordered_sum.h
     for (int64_t block = 0; block < call.blocks; block++) backward_block(&call, args, thread, block, &scratch);
     spt_ordered_sum_finish(&call.sum, cpu->simd);
 #pragma omp for schedule(static)

@@ -1,9 +1,9 @@
 /* Sums over the blocks of a parallel loop that must come out the same whatever the number of threads: a few matrices to
  * which every block adds its term. Blocks are dealt to CHAINS partial sums, block by block, the first of which is the
- * destination itself; within a chain they add in order, each waiting for the one before it, matrix by matrix, so that
+ * destination itself. Within a chain they add in order, each waiting for the one before it, matrix by matrix, so that
  * blocks follow each other as on an assembly line and hardly ever wait. At the end the other chains are added to the
- * destination in order. Blocks must be started in order
- * (schedule(dynamic)), or a thread would wait for a block of its own. */
+ * destination in order. Blocks must be started in order (schedule(monotonic : dynamic): without "monotonic" LLVM's
+ * OpenMP gives each thread a range of its own). */
 #ifndef SPT_ORDERED_SUM_H
 #define SPT_ORDERED_SUM_H
 
@@ -22,7 +22,7 @@ typedef struct spt_ordered_sum {
     size_t offset; /* in a chain's partial sums, in floats */
   } term[SPT_SUM_TERMS];
   size_t chain_floats;
-  float *partial;                                      /* (chains - 1, chain_floats) */
+  float *partial; /* (chains - 1, chain_floats) */
   struct {
     _Alignas(64) _Atomic int64_t done[SPT_SUM_TERMS]; /* blocks of the chain that have added this term */
   } chain[SPT_SUM_CHAINS];

@@ -152,15 +152,12 @@ static spt_status init_parameters(trainer *t) {
 typedef struct change_list {
   const char *path;
   spt_status status;
-  bool tokens_chosen; // validation.tokens is not given: its number depends on validation.every
-  bool validation;    // another validation set: losses cannot be compared with the best so far
+  bool validation; // another validation set: losses cannot be compared with the best so far
 } change_list;
 
 static void visit_change(void *context, const char *key, const char *before, const char *after, spt_job_change change) {
   change_list *changes = context;
-  if (strcmp(key, "data.validation") == 0 || strcmp(key, "validation.tokens") == 0 ||
-      (strcmp(key, "validation.every") == 0 && changes->tokens_chosen))
-    changes->validation = true;
+  if (strcmp(key, "data.validation") == 0) changes->validation = true;
   if (change == SPT_JOB_SAFE) {
     trainer_progress_event("resume: %s was %s, now %s", key, before, after);
   } else if (changes->status == SPT_OK) {
@@ -206,7 +203,8 @@ static spt_status find_checkpoint(trainer *t, spt_checkpoint **checkpoint_p) {
   static spt_config before; // large
   SPT_TRY(spt_job_parse(spt_checkpoint_job(*checkpoint_p), "the checkpoint's job", ".", NULL, 0, &before));
   change_list changes = {.path = t->options.resume_path ? t->options.resume_path : t->config.run.output,
-                         .tokens_chosen = t->config.validation.tokens < 0};
+                         .validation =
+                             spt_config_validation_tokens(&before) != spt_config_validation_tokens(&t->config)};
   static spt_config asked; // as the checkpoint's job was written: without the chosen micro-batch
   asked = t->config;
   asked.batch.micro = t->asked_micro;

@@ -74,10 +74,12 @@ static void defaults_are_the_papers(void **state) {
   config.validation.every = 500, config.batch.sequences = 512, config.model.seq_len = 2048;
   assert_int_equal(spt_config_validation_tokens(&config), 512 * 2048 * 500 / 80);
   config.batch.sequences = 1;
-  assert_int_equal(spt_config_validation_tokens(&config), 65536);
+  assert_int_equal(spt_config_validation_tokens(&config), 32768);
   config.batch.sequences = 65536;
   assert_int_equal(spt_config_validation_tokens(&config), 100000000);
-  config.batch.sequences = 1, config.validation.every = 0;
+  config.validation.every = 1000000, config.schedule.steps = 100, config.batch.sequences = 512;
+  assert_int_equal(spt_config_validation_tokens(&config), 512 * 2048 * 100 / 80);
+  config.validation.every = 0;
   assert_int_equal(spt_config_validation_tokens(&config), 100000000);
   config.validation.tokens = 0;
   assert_int_equal(spt_config_validation_tokens(&config), 0);

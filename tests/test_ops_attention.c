@@ -50,6 +50,8 @@ static void run_cases(void) {
       {"attention T=1", {3, 1, 2, 2, 16, NULL}},
       {"attention T=37", {2, 37, 3, 3, 16, NULL}},
       {"attention T=127", {1, 127, 1, 1, 33, NULL}},
+      {"attention T=127 d=16 MQA", {1, 127, 2, 1, 16, NULL}}, // odd keys where the first half sees fewer, pairs of bf16
+      {"attention T=287 d=34", {1, 287, 2, 2, 34, NULL}},
       {"attention T=128", {1, 128, 2, 2, 32, NULL}},
       {"attention T=129 GQA", {2, 129, 6, 2, 20, NULL}},
       {"attention T=513 GQA", {1, 513, 4, 1, 17, NULL}},

@@ -6,8 +6,8 @@
 #include <stdio.h>
 #include <string.h>
 
-/* Tokens of a pass when batch.micro is chosen: at least this, measured (tiny and S, 512 to 8192 tokens, two threads) to be about as fast as more,
- * while activations grow with it; and so many a thread that all have blocks to work on. */
+/* Tokens of a pass when batch.micro is chosen: at least this, measured (tiny and S, 512 to 8192 tokens, two threads) to
+ * be about as fast as more, while activations grow with it; and so many a thread that all have blocks to work on. */
 #define MICRO_TOKENS 2048
 #define MICRO_TOKENS_PER_THREAD 512
 
@@ -172,11 +172,13 @@ spt_status spt_config_complete(spt_config *config) {
 }
 
 int64_t spt_config_validation_tokens(const spt_config *config) {
-  enum { LEAST = 65536, MOST = 100 * 1000 * 1000, SHARE = 80 };
+  enum { LEAST = 32768, MOST = 100 * 1000 * 1000, SHARE = 80 };
+  const int64_t every = config->validation.every, steps = config->schedule.steps;
   if (config->validation.tokens >= 0) return config->validation.tokens;
-  if (config->validation.every == 0) return MOST;
-  const double between = (double)config->validation.every * (double)config->batch.sequences * (double)config->model.seq_len / SHARE;
-  return between < LEAST ? LEAST : between > MOST ? MOST : (int64_t)between;
+  if (every == 0) return MOST;
+  const double step = (double)config->batch.sequences * (double)config->model.seq_len;
+  const double tokens = (double)(steps > 0 && steps < every ? steps : every) * step / SHARE;
+  return tokens < LEAST ? LEAST : tokens > MOST ? MOST : (int64_t)tokens;
 }
 
 /* The nearest divisors of n on both sides of d (0 when there is none above). */

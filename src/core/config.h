@@ -113,13 +113,14 @@ spt_status spt_config_complete(spt_config *config);
 /* Checks that `size` ranks divide the batch and chooses batch.micro when it is 0 (the largest divisor of the rank's
  * share with at most 2048 tokens a pass). SPT_ERR_USAGE names the nearest batch sizes or rank counts that do. */
 spt_status spt_config_check_ranks(spt_config *config, int size);
-/* The micro-batch that is chosen where none is given: the largest divisor of a rank's share of the batch, which `size` divides, with at most
- * 2048 tokens, or 512 a thread where that is more. */
+/* The micro-batch that is chosen where none is given: the largest divisor of a rank's share of the batch, which `size`
+ * divides, with at most 2048 tokens, or 512 a thread where that is more. */
 int64_t spt_config_choose_micro(const spt_config *config, int size, int threads);
 
-/* Tokens of one validation, at most; 0 = all of the set. Where none are given: an eightieth of the tokens that are trained between two
- * validations, which costs 0.4 % of the training (a forward pass is a third of a training pass), at least 65,536 and at most 100 M, which is
- * what the paper validates on; 100 M where validation comes at the end only. */
+/* Tokens of one validation, at most; 0 = all of the set. Where none are given: an eightieth of the tokens that are
+ * trained between two validations, which costs 0.4 % of the training (a forward pass is a third of a training pass), at
+ * least 32,768, which costs more where steps are small, and at most 100 M, which is what the paper validates on; 100 M
+ * where validation comes at the end only. */
 int64_t spt_config_validation_tokens(const spt_config *config);
 
 /* r = max(1, min(floor(ratio·n), m, n)) with n the input width and the ratio an exact decimal (design, "The model"). */

@@ -68,11 +68,15 @@ static void reserve_layer(spt_model *model, layer_activations *kept) {
   kept->o = spt_slab_reserve(slab, tokens * (size_t)config->hidden * act);
   kept->lse = spt_slab_reserve(slab, tokens * (size_t)config->heads * sizeof(float));
   kept->x_middle = spt_slab_reserve(slab, tokens * (size_t)config->hidden * sizeof(float));
+  const size_t gate_up = tokens * (size_t)(2 * config->ffn) * act;
   const size_t d_o = (tokens * (size_t)config->hidden * act + 63) / 64 * 64,
-               dqkv = tokens * (size_t)spt_group_out(&model->groups[GROUP_QKV]) * act,
-               gate_up = tokens * (size_t)(2 * config->ffn) * act;
-  kept->gate_up = spt_slab_reserve(slab, model->train && d_o + dqkv > gate_up ? d_o + dqkv : gate_up);
-  kept->d_o = kept->gate_up;
+               dqkv = tokens * (size_t)spt_group_out(&model->groups[GROUP_QKV]) * act;
+  kept->gate_up = spt_slab_reserve(slab, gate_up);
+  if (!model->train) return;
+  if (d_o + dqkv <= gate_up)
+    kept->d_o = kept->gate_up;
+  else // one for all layers
+    kept->d_o = kept == model->kept ? spt_slab_reserve(slab, d_o + dqkv) : model->kept->d_o;
   kept->dqkv = kept->d_o + d_o;
 }
 

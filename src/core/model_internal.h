@@ -17,7 +17,7 @@ typedef struct layer_activations {
   size_t lse;                      // (sequences·heads, T) fp32
   size_t x_middle;                 // (N, H) fp32: residual stream after attention
   size_t gate_up;                  // (N, 2F) act; its gradient in backward
-  size_t d_o, dqkv;                // backward: act like o and qkv, in the place of d(gate|up), then done with
+  size_t d_o, dqkv; // backward: act like o and qkv, in the place of d(gate|up), then done with, where they fit there
 } layer_activations;
 
 struct spt_model {

@@ -3,7 +3,8 @@
  * Lists every matrix product of one training step, measures for each shape the best rate that whole products reach here
  * on all threads, and adds up what the step would take if there were nothing else to do. A product is cut into blocks
  * of its result, a task of one thread each; rows, columns and depth of a block are searched, the rate is that of the
- * best repetition. Operands lie plainly, caches are warm. Products that come in many small pieces (a head of attention,
+ * best repetition. Operands lie plainly, or, where the right one is a weight, as the library packs it (the packing is
+ * not counted); caches are warm. Products that come in many small pieces (a head of attention,
  * a factor of Newton-Schulz) go one to a thread. Dimensions above 4096 are cut for the measurement only.
  *
  * Prints a table and, as its last line, a JSON object. The products' FLOPs must be those that op_cost.c and flops.c
@@ -228,6 +229,7 @@ typedef struct sample {
   bool transpose_a, transpose_b, narrow;
   spt_dtype dtype;
   void *a, *b, *c;
+  void *packed; /* b in the library's order; NULL where it is no weight */
 } sample;
 typedef struct blocking {
   int64_t rows, cols, depth;
@@ -258,11 +260,22 @@ static spt_status plain_block(spt_gemm_context *context, const sample *s, const 
   return SPT_OK;
 }
 
+/* The right operand packed: rows of the result only, whole in columns and depth. */
+static spt_status packed_block(spt_gemm_context *context, const sample *s, const blocking *block, int64_t piece,
+                               int64_t row, int64_t rows, int64_t col, int64_t cols) {
+  (void)block, (void)piece, (void)col;
+  const spt_dtype c_dtype = s->narrow ? s->dtype : SPT_F32;
+  const spt_operand a = {at(s->a, row * s->k, s->dtype), s->k, s->dtype, false}, b = {s->packed, 0, s->dtype, false};
+  char *c = (char *)s->c + row * s->n * (int64_t)spt_dtype_size(c_dtype);
+  return spt_gemm(context, rows, cols, s->k, 1.0f, a, b, 0.0f, c, s->n, c_dtype);
+}
+
 /* A new kind of call to gemm_onednn.h is a new row here. */
 static const struct way {
   const char *name;
   block_function block;
-} ways[] = {{"plain", plain_block}};
+  bool packed; /* wants sample.packed; only rows are cut */
+} ways[] = {{"plain", plain_block, false}, {"packed", packed_block, true}};
 enum { WAYS = sizeof ways / sizeof *ways };
 
 /* Small numbers in [-1, 1). */
@@ -306,6 +319,12 @@ static sample sample_open(const bench *b, const product *p) {
   s.a = operand(s.pieces * s.m * s.k, s.dtype);
   s.b = operand(s.pieces * s.k * s.n, s.dtype);
   s.c = operand(s.pieces * s.m * s.n, SPT_F32);
+  if (!p->transpose_a && !p->pieces) {
+    spt_gemm_enter();
+    s.packed = operand((int64_t)spt_gemm_packed_bytes(b->contexts[0], s.n, s.k, s.dtype) / 4 + 1, SPT_F32);
+    const spt_operand plain = {s.b, s.transpose_b ? s.k : s.n, s.dtype, s.transpose_b};
+    must(spt_gemm_pack(b->contexts[0], s.n, s.k, plain, s.packed));
+  }
   return s;
 }
 
@@ -313,6 +332,7 @@ static void sample_close(sample *s) {
   free(s->a);
   free(s->b);
   free(s->c);
+  free(s->packed);
 }
 
 static double run_once(const bench *b, const sample *s, block_function block, const blocking *blocking) {
@@ -356,11 +376,12 @@ static void measure(const bench *b, product *p) {
   sample s = sample_open(b, p);
   for (int w = 0; w < WAYS; w++) {
     const struct way *way = &ways[w];
+    if (way->packed && !s.packed) continue;
     product best = *p;
     best.rate = 0;
     const int64_t half = p->pieces ? s.m : (s.m + b->threads - 1) / b->threads;
     try_blocking(b, &s, way, (blocking){half, s.n, s.k}, trial_seconds, &best);
-    for (int dimension = 0; dimension < 3; dimension++) {
+    for (int dimension = 0; dimension < (way->packed ? 1 : 3); dimension++) {
       const int64_t whole = dimension == 0 ? half : dimension == 1 ? s.n : s.k;
       for (size_t i = 0; i < sizeof sizes / sizeof *sizes && sizes[i] < whole; i++) {
         blocking tried = {best.rows, best.cols, best.depth};
