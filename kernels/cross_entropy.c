@@ -182,12 +182,12 @@ static void run_block(const head_call *call, spt_cpu_thread *thread) {
     call->simd->rmsnorm_forward(rows, n, args->norm_eps, args->x + (call->row0 + i0) * n, args->gain, call->rstd + i0,
                                 spt_at(call->h, i0 * n, call->act), call->act);
   }
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static, 1)
   for (int64_t tile = 0; tile < call->tiles; tile++) score_tile(call, thread, tile, logits);
 #pragma omp for schedule(static)
   for (int64_t i = 0; i < call->count; i++) finish_row(call, i);
   if (!args->train) return;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static, 1)
   for (int64_t group = 0; group < call->groups; group++) {
     const int64_t begin = group * call->tiles / call->groups, end = (group + 1) * call->tiles / call->groups;
     for (int64_t tile = begin; tile < end; tile++)

@@ -94,7 +94,7 @@ spt_status spt_cpu_group_pack(spt_backend *backend, const spt_group_desc *desc, 
   {
     spt_cpu_thread *thread = spt_cpu_enter(cpu);
     unsigned char *to = weights;
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static, 1)
     for (int task = 0; task < tasks; task++) {
       const int j = task % desc->count;
       const int64_t r = desc->factor_rank[j];
@@ -263,7 +263,7 @@ spt_status spt_cpu_group_forward(spt_backend *backend, const spt_group_forward_a
     spt_cpu_thread *thread = spt_cpu_enter(cpu);
     block_scratch scratch;
     (void)carve_block(&call, false, call.scratch + (size_t)omp_get_thread_num() * call.scratch_bytes, &scratch);
-#pragma omp for schedule(dynamic)
+#pragma omp for schedule(static, 1)
     for (int64_t block = 0; block < call.blocks; block++) forward_block(&call, args, thread, block, &scratch);
   }
   return spt_cpu_end(cpu, spt_cost_group(desc, args->tokens, backend->act, false));
@@ -401,7 +401,7 @@ spt_status spt_cpu_group_backward(spt_backend *backend, const spt_group_backward
     spt_cpu_thread *thread = spt_cpu_enter(cpu);
     block_scratch scratch;
     (void)carve_block(&call, true, call.scratch + (size_t)omp_get_thread_num() * call.scratch_bytes, &scratch);
-#pragma omp for schedule(monotonic : dynamic) // ordered_sum.h
+#pragma omp for schedule(static, 1)
     for (int64_t block = 0; block < call.blocks; block++) backward_block(&call, args, thread, block, &scratch);
     spt_ordered_sum_finish(&call.sum, cpu->simd);
 #pragma omp for schedule(static)

@@ -2,8 +2,8 @@
  * which every block adds its term. Blocks are dealt to CHAINS partial sums, block by block, the first of which is the
  * destination itself. Within a chain they add in order, each waiting for the one before it, matrix by matrix, so that
  * blocks follow each other as on an assembly line and hardly ever wait. At the end the other chains are added to the
- * destination in order. Blocks must be started in order (schedule(monotonic : dynamic): without "monotonic" LLVM's
- * OpenMP gives each thread a range of its own). */
+ * destination in order. Blocks must be started in order (schedule(static, 1)), or a thread would wait for a block of its
+ * own; with a dynamic schedule a thread would also meet its first block of a shape, and make its product, in any step. */
 #ifndef SPT_ORDERED_SUM_H
 #define SPT_ORDERED_SUM_H
 
