@@ -1,5 +1,6 @@
 #!/bin/sh
-# install-deps.sh: installs the Debian or Ubuntu packages that building, training and testing need, when any is missing.
+# install-deps.sh [tests]: installs the Debian or Ubuntu packages that building and training need, with `tests` also
+# those that only the tests need (a Slurm), when any is missing.
 # As root, or as a user with sudo. On other systems, or without either, it names what is missing and stops; README
 # "On a cluster without root" says how to go on there.
 set -eu
@@ -7,6 +8,8 @@ set -eu
 packages="gcc g++ meson ninja-build pkg-config git ca-certificates perl xz-utils
  libdnnl-dev libopenmpi-dev openmpi-bin libhdf5-dev libsentencepiece-dev libxxhash-dev libjansson-dev
  libtomlplusplus-dev libssl-dev liblapacke-dev libopenblas-dev libcmocka-dev gnuplot-nox libsword-utils"
+
+[ "${1:-}" != tests ] || packages="$packages slurmctld slurmd slurm-client munge procps hostname iproute2"
 
 if ! command -v dpkg-query >/dev/null 2>&1; then
     echo "install-deps.sh: no dpkg on this system; install the equivalents of:" >&2

@@ -14,10 +14,39 @@
 enum { SKIPPED_STEPS_MAX = 10 };
 
 static volatile sig_atomic_t stop_requested;
+static trainer the_trainer; // at file scope for the signal handler, which reads its whereabouts
 
 static void request_stop(int signal_number) {
   (void)signal_number;
   stop_requested = 1;
+}
+
+/* Under a launcher TERM may mean that another rank has died, and KILL follows soon: no collective would end. Says where
+ * this rank was, with nothing but async-signal-safe calls, and dies of the signal. */
+static void leave_at_once(int signal_number) {
+  char text[256];
+  size_t at = 0;
+  const int rank = the_trainer.comm ? the_trainer.comm->rank : -1;
+  const char *const words[] = {"spectron-dist: rank ", NULL, ": ended by signal ", NULL, " after step ", NULL, ", in ",
+                               spt_phase_name((spt_phase)the_trainer.here.phase), "; nothing more is saved\n"};
+  const int64_t numbers[] = {rank, signal_number, the_trainer.here.step};
+  for (size_t i = 0, n = 0; i < sizeof words / sizeof *words; i++) {
+    char digits[24], *first = digits + sizeof digits - 1;
+    const char *word = words[i];
+    *first = '\0';
+    if (!word) {
+      int64_t value = numbers[n++];
+      const bool negative = value < 0;
+      do *--first = (char)('0' + (negative ? -(value % 10) : value % 10));
+      while ((value /= 10) != 0);
+      if (negative) *--first = '-';
+      word = first;
+    }
+    while (*word && at < sizeof text) text[at++] = *word++;
+  }
+  if (write(STDERR_FILENO, text, at) < 0) {} // nobody to tell
+  signal(signal_number, SIG_DFL);
+  raise(signal_number);
 }
 
 /* A value of the launcher's environment: rank or size. SLURM_PROCID alone also stands in a batch script, above any
@@ -49,7 +78,7 @@ static void install_signal_handlers(void) {
   sigaction(SIGUSR1, &action, NULL);
   signal(SIGXFSZ, SIG_IGN); // a file too large is an error of the write, reported like a full disk
   signal(SIGPIPE, SIG_IGN); // nobody reads the progress any more: no reason to lose a run
-  if (under_launcher()) return;
+  if (under_launcher()) action = (struct sigaction){.sa_handler = leave_at_once, .sa_flags = SA_RESETHAND | SA_NODEFER};
   sigaction(SIGTERM, &action, NULL);
   sigaction(SIGINT, &action, NULL);
   sigaction(SIGHUP, &action, NULL);
@@ -65,6 +94,7 @@ static spt_status accumulate_gradients(trainer *t, double *loss_sum_p) {
   const spt_backward_hooks hooks = spt_data_parallel_hooks(t->data_parallel);
   for (int64_t pass = 0; pass < passes; pass++) {
     spt_micro_batch batch;
+    spt_watchdog_at(&t->here, t->step, SPT_PHASE_COMPUTE);
     SPT_TRY(spt_prefetch_next(t->prefetch, &batch));
     SPT_TRY(spt_model_train(t->model, batch.sequences, batch.ids, batch.targets, loss_scale,
                             pass == passes - 1 ? &hooks : NULL, loss_sum_p));
@@ -133,21 +163,28 @@ static spt_status train_step(trainer *t, trainer_step *step) {
   if (status == SPT_OK) status = accumulate_gradients(t, &loss_sum);
   const double data_wait = spt_prefetch_wait_seconds(t->prefetch) - waited;
   const double computed = trainer_now();
+  spt_watchdog_at(&t->here, t->step, SPT_PHASE_REDUCE);
   SPT_TRY(abort_on_failure(t, spt_data_parallel_reduce_finish(t->data_parallel), "gradient reduction"));
   const double reduced = trainer_now();
 
   spt_control control = {.clip = 1, .apply = 1};
   if (status == SPT_OK) status = spt_optimizer_gradient_stats(t->optimizer, &control);
   const double counted = trainer_now();
+  spt_watchdog_at(&t->here, t->step, SPT_PHASE_DECIDE);
   SPT_TRY(decide(t, status, loss_sum, data_wait, &control, step));
   const double decided = trainer_now();
+  SPT_TRY(trainer_audit_check(t));
+  spt_watchdog_at(&t->here, t->step, SPT_PHASE_OPTIMIZER);
   const double factor = spt_schedule_factor(&t->config.schedule, t->step);
   step->lr = factor * t->config.optimizer.lr;
   SPT_TRY(abort_on_failure(t, spt_optimizer_step(t->optimizer, factor, &control), "optimizer"));
   const double updated = trainer_now();
+  spt_watchdog_at(&t->here, t->step, SPT_PHASE_GATHER);
   SPT_TRY(abort_on_failure(t, spt_data_parallel_gather(t->data_parallel), "parameter gather"));
   const double gathered = trainer_now();
+  spt_watchdog_at(&t->here, t->step, SPT_PHASE_REFRESH);
   SPT_TRY(abort_on_failure(t, spt_model_refresh(t->model), "compute copy"));
+  SPT_TRY(trainer_audit_take(t));
 #ifdef SPT_RED_ZONES
   SPT_TRY(abort_on_failure(t, trainer_check_red_zones(t), "red zones"));
 #endif
@@ -259,6 +296,7 @@ static spt_status after_step(trainer *t, const trainer_step *step) {
   SPT_TRY(check_divergence(t, step));
   if (t->validation && t->skipped_in_a_row == 0 && (last || (!step->stop && is_due(config->validation.every, t->step))))
     SPT_TRY(validate(t, &validated, &best));
+  spt_watchdog_at(&t->here, t->step, SPT_PHASE_SAVE); // records too
   double since = trainer_now();
   if (validated || last || is_due(config->metrics.every, t->step))
     SPT_TRY(spt_comm_agree(t->comm, record(t, step, validated), NULL));
@@ -266,8 +304,10 @@ static spt_status after_step(trainer *t, const trainer_step *step) {
   const bool stop = step->stop || t->stop_in_validation;
   t->save_pending |= last || best || stop || step->save_due || is_due(config->checkpoint.every, t->step);
   if (t->save_pending && t->skipped_in_a_row == 0) {
+    SPT_TRY(trainer_audit_check(t));
     SPT_TRY(trainer_save(t, best, last || stop));
     t->save_pending = false;
+    t->saved_since_start = true;
   } else if (stop && t->comm->rank == 0) {
     trainer_progress_event(
         "step %lld: stopped while updates are skipped; not saved, a resume goes on from the last checkpoint",
@@ -295,12 +335,18 @@ static spt_status train(trainer *t) {
     if (t->step == t->first_step + 1) trainer_profile_first_step(t);
   }
   double saving = since;
+  spt_watchdog_at(&t->here, t->step, SPT_PHASE_END);
   SPT_TRY(trainer_finish_save(t));
   add_time(&saving, &t->times.save);
   SPT_TRY(spt_comm_agree(t->comm, t->comm->rank == 0 ? spt_metrics_write_hdf5(t->metrics) : SPT_OK, NULL));
   add_time(&saving, &t->times.logging);
   add_time(&since, &t->times.loop);
-  return stop && t->step < t->config.schedule.steps ? SPT_STOPPED : SPT_OK;
+  if (!stop || t->step >= t->config.schedule.steps) return SPT_OK;
+  if (t->saved_since_start) return SPT_STOPPED;
+  return SPT_FAIL(SPT_ERR_DIVERGED, // 75 would have the job started again and again
+                  "stopped at step %lld while updates are skipped: nothing was saved since the start, so that a resume "
+                  "would only repeat it; start again with a smaller optimizer.lr in a new run",
+                  (long long)t->step);
 }
 
 /* ---- the program ---- */
@@ -315,8 +361,15 @@ static spt_status load_job(trainer *t) {
   return spt_config_check_ranks(&t->config, t->comm->size);
 }
 
+static spt_status start_watchdog(trainer *t) {
+  const spt_watchdog_limits limits = {t->config.dist.timeout_seconds, t->config.dist.startup_timeout_seconds,
+                                      t->config.dist.save_timeout_seconds, t->config.dist.validation_timeout_seconds};
+  return spt_watchdog_open(t->comm, &t->here, &limits, &t->watchdog);
+}
+
 static spt_status run(trainer *t) {
   SPT_TRY(load_job(t));
+  SPT_TRY(start_watchdog(t));
   SPT_TRY(trainer_open(t));
   if (t->comm->rank == 0) trainer_progress_open(t);
   const spt_status status = train(t);
@@ -341,23 +394,24 @@ static spt_status run_alone(trainer *t) {
 }
 
 int main(int argc, char **argv) {
-  static trainer t;
   shorten_openmp_spin(argv);
-  spt_status status = trainer_options_parse(argc, argv, &t.options);
+  spt_status status = trainer_options_parse(argc, argv, &the_trainer.options);
   install_signal_handlers(); // before MPI_Init
-  if (status == SPT_OK && t.options.help) return trainer_print_help(), 0;
-  if (status == SPT_OK && t.options.version) return puts("spectron-dist " SPT_VERSION), 0;
-  if (status == SPT_OK && t.options.dry_run) return report(run_alone(&t));
+  if (status == SPT_OK && the_trainer.options.help) return trainer_print_help(), 0;
+  if (status == SPT_OK && the_trainer.options.version) return puts("spectron-dist " SPT_VERSION), 0;
+  if (status == SPT_OK && the_trainer.options.dry_run) return report(run_alone(&the_trainer));
   const spt_status parsed = status;
   char message[1024];
   snprintf(message, sizeof message, "%s", spt_error_message());
 
-  status = spt_comm_mpi_open(&argc, &argv, &t.comm);
+  status = spt_comm_mpi_open(&argc, &argv, &the_trainer.comm);
   if (status != SPT_OK) return report(status);
-  status = parsed == SPT_OK ? run(&t) : SPT_FAIL(parsed, "%s", message);
-  if (t.comm->rank == 0) report(status);
-  trainer_close(&t);
-  t.comm->ops->barrier(t.comm); // the launcher kills the rest once one rank has left with a failure
-  t.comm->ops->close(&t.comm);
+  status = parsed == SPT_OK ? run(&the_trainer) : SPT_FAIL(parsed, "%s", message);
+  if (the_trainer.comm->rank == 0) report(status);
+  spt_watchdog_at(&the_trainer.here, the_trainer.step, SPT_PHASE_END);
+  trainer_close(&the_trainer);
+  spt_watchdog_close(&the_trainer.watchdog);
+  the_trainer.comm->ops->barrier(the_trainer.comm); // the launcher kills the rest once one rank has left with a failure
+  the_trainer.comm->ops->close(&the_trainer.comm);
   return (int)status;
 }

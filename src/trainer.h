@@ -9,6 +9,7 @@
 #include "core/schedule.h"
 #include "core/slab.h"
 #include "dist/data_parallel.h"
+#include "dist/watchdog.h"
 #include "io/metrics.h"
 #include "io/prefetch.h"
 #include "io/run_folder.h"
@@ -53,10 +54,14 @@ typedef struct trainer_step {
   bool stop, save_due, saves_idle; /* a signal on any rank; rank 0's clock; no save under way anywhere */
 } trainer_step;
 
+typedef struct trainer_audit trainer_audit;
+
 typedef struct trainer {
   trainer_options options;
   spt_config config;
   spt_comm *comm;
+  spt_whereabouts here; /* of the main thread, for the watchdog and the signal handlers */
+  spt_watchdog *watchdog;
   spt_backend *backend;
   spt_params *params;
   spt_shard_plan *plan;
@@ -74,10 +79,12 @@ typedef struct trainer {
   spt_checkpoint_saver *saver;
   spt_run_folder *folder; /* rank 0 */
   spt_metrics *metrics;   /* rank 0 */
+  trainer_audit *audit;   /* NULL without [dist] audit_every */
   int32_t *validation_tokens;
 
   int64_t step, tokens; /* completed */
   int64_t asked_micro;  /* batch.micro of the job; config has the chosen one */
+  bool saved_since_start; /* a save was begun */
   bool save_pending, stop_in_validation, has_checkpoint, new_validation_set;
   double best_validation_loss; /* NAN: none yet */
   double last_validation_loss, last_bits_per_byte;
@@ -129,6 +136,17 @@ spt_status trainer_validate(trainer *t, const volatile sig_atomic_t *stop, doubl
 spt_status trainer_parameters_finite(trainer *t, bool *finite_p);
 /* In red-zone builds: nothing was written between tensors. Local. */
 spt_status trainer_check_red_zones(const trainer *t);
+
+/* trainer_audit.c: memory that changes by itself. All three do nothing without [dist] audit_every. Collective. */
+spt_status trainer_audit_open(trainer *t);
+void trainer_audit_close(trainer *t); /* local */
+/* Local, for tests: "address RANK PROCESS DATASET HEX BYTES" of all parameters and the own optimizer state, on stderr. */
+void trainer_print_addresses(const trainer *t);
+/* After the gather of a step that is due: hashes all parameters and the own optimizer state, and compares copies with
+ * their owners'. SPT_ERR_RESOURCE names the rank that differs. */
+spt_status trainer_audit_take(trainer *t);
+/* Before a save and before the next update: hashes again. SPT_ERR_RESOURCE names the rank and the tensor that changed. */
+spt_status trainer_audit_check(trainer *t);
 
 /* trainer_progress.c, rank 0: a live line on a terminal, plain lines in a log. */
 void trainer_progress_open(const trainer *t);

@@ -91,7 +91,11 @@ static spt_status open_compute(trainer *t) {
   const size_t window = (size_t)(config->batch.micro * (config->model.seq_len + 1));
   t->validation_tokens = malloc(3 * window * sizeof *t->validation_tokens); // windows, ids, targets
   if (!t->validation_tokens) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for a validation micro-batch");
-  return trainer_list_items(t);
+  SPT_TRY(trainer_list_items(t));
+#ifdef SPT_RED_ZONES
+  if (getenv("SPT_TEST_ADDRESSES")) trainer_print_addresses(t);
+#endif
+  return trainer_audit_open(t);
 }
 
 static spt_status open_folder(trainer *t) {
@@ -165,6 +169,7 @@ void trainer_close(trainer *t) {
   spt_slab_fini(&t->gradient_slab);
   spt_slab_fini(&t->parameter_slab);
   free(t->validation_tokens);
+  trainer_audit_close(t);
   free(t->items);
   spt_token_stream_close(&t->validation);
   spt_token_stream_close(&t->train);

@@ -42,6 +42,7 @@ spt_status trainer_validate(trainer *t, const volatile sig_atomic_t *stop, doubl
   double sum = 0;
   *done_p = true;
   for (int64_t pass = 0; *done_p && pass < passes; pass++) {
+    spt_watchdog_at(&t->here, t->step, SPT_PHASE_VALIDATION);
     const spt_status status = validate_pass(t, begin, end, pass, &sum);
     double flags[2] = {status != SPT_OK, *stop != 0}; // one small message a pass keeps all ranks together
     SPT_TRY(t->comm->ops->reduce_double(t->comm, flags, 2, SPT_REDUCE_SUM));

@@ -76,6 +76,10 @@ void spt_config_defaults(spt_config *config) {
   config->checkpoint.keep = 3;
   config->dist.bucket_mib = 25;
   config->dist.overlap = true;
+  config->dist.timeout_seconds = 600;
+  config->dist.startup_timeout_seconds = 3600;
+  config->dist.save_timeout_seconds = 3600;
+  config->dist.validation_timeout_seconds = 600;
   config->metrics.every = 1;
 }
 

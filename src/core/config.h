@@ -82,6 +82,9 @@ typedef struct spt_config {
     spt_reduction reduction;
     int64_t bucket_mib;
     bool overlap;
+    /* Without progress, or without a sign of life, the job is ended; 0 = never. */
+    double timeout_seconds, startup_timeout_seconds, save_timeout_seconds, validation_timeout_seconds;
+    int64_t audit_every; /* steps; 0 = never */
   } dist;
   struct {
     int64_t every; /* steps between metric records, >= 1 */

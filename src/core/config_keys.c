@@ -68,6 +68,11 @@ static const spt_key keys[] = {
     KEY(SPT_KEY_ENUM, dist, reduction, "all-reduce|reduce-scatter", SAFE),
     KEY(SPT_KEY_INT, dist, bucket_mib, "[1, 65536]", SAFE),
     KEY(SPT_KEY_BOOL, dist, overlap, NULL, SAFE),
+    KEY(SPT_KEY_REAL, dist, timeout_seconds, "[0, 1e9]", SAFE),
+    KEY(SPT_KEY_REAL, dist, startup_timeout_seconds, "[0, 1e9]", SAFE),
+    KEY(SPT_KEY_REAL, dist, save_timeout_seconds, "[0, 1e9]", SAFE),
+    KEY(SPT_KEY_REAL, dist, validation_timeout_seconds, "[0, 1e9]", SAFE),
+    KEY(SPT_KEY_INT, dist, audit_every, "[0, 1e12]", SAFE),
 
     KEY(SPT_KEY_INT, metrics, every, "[1, 1e12]", SAFE),
 

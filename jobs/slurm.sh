@@ -1,0 +1,77 @@
+# slurm.sh: what a job of ours does inside its allocation: start the trainer on every task, pass USR1 on, resume, requeue.
+# Sourced by the *.sbatch templates, which hold the settings:
+#
+#   SPECTRON   the checkout (default: the folder sbatch was called in)
+#   TRAINER    the program (default $SPECTRON/build-release/src/spectron-dist)
+#   LAUNCHER   srun, mpirun, or auto: srun where Slurm has PMIx, else mpirun
+#   BACKEND    cpu, cuda or auto
+#
+# spectron_run JOB [OPTION]...: runs the trainer with --resume and ends the script with its exit code. On 75 (stopped by
+# USR1 after saving everything) the job is put back into the queue, unless it was submitted with --no-requeue or
+# `scontrol update jobid=… requeue=0` has said since that it shall not be.
+
+SPECTRON=${SPECTRON:-$SLURM_SUBMIT_DIR}
+TRAINER=${TRAINER:-$SPECTRON/build-release/src/spectron-dist}
+LAUNCHER=${LAUNCHER:-auto}
+BACKEND=${BACKEND:-auto}
+
+spectron_say() { echo "[$(date '+%F %T')] job $SLURM_JOB_ID: $*"; }
+
+# The launcher as words, one task a rank. srun 22.05 and later no longer take --cpus-per-task from sbatch.
+spectron_launcher() {
+    if [ "$LAUNCHER" = auto ]; then
+        LAUNCHER=mpirun
+        if srun --mpi=list 2>&1 | grep -qw pmix; then LAUNCHER=srun; fi
+    fi
+    case $LAUNCHER in
+    # a rank that is gone ends the others after a minute, not at once: they may be about to leave with 75
+    srun) echo "srun --mpi=pmix --cpus-per-task=${SLURM_CPUS_PER_TASK:-1} --kill-on-bad-exit=0 --wait=60" ;;
+    mpirun) echo "mpirun -np $SLURM_NTASKS --map-by slot:PE=${SLURM_CPUS_PER_TASK:-1}" ;;
+    *) echo "slurm.sh: LAUNCHER=$LAUNCHER: wants srun, mpirun or auto" >&2; return 2 ;;
+    esac
+}
+
+spectron_run() {
+    if [ $# -lt 1 ] || [ ! -f "$1" ]; then
+        echo "usage: sbatch TEMPLATE JOB.toml [OPTION]...${1:+ ($1: no such file)}" >&2
+        exit 2
+    fi
+    if [ ! -x "$TRAINER" ]; then
+        echo "slurm.sh: $TRAINER: no program; build it (README), or set SPECTRON or TRAINER at the top of the template" >&2
+        exit 2
+    fi
+    spectron_job=$1
+    shift
+    spectron_command=$(spectron_launcher) || exit 2
+    spectron_say "start $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST, $SLURM_NTASKS ranks by ${spectron_command%% *}"
+
+    # In the background, so that the shell can hear USR1 meanwhile. A signal ends `wait` early; it is called again until
+    # the launcher itself has ended. 127: it had ended already, and its status is known.
+    spectron_signalled=no
+    # shellcheck disable=SC2086
+    $spectron_command "$TRAINER" --resume --backend "$BACKEND" --threads "${SLURM_CPUS_PER_TASK:-1}" "$@" "$spectron_job" &
+    spectron_pid=$!
+    trap 'spectron_signalled=yes; kill -USR1 $spectron_pid 2>/dev/null' USR1
+    spectron_status=0
+    while :; do
+        spectron_signalled=no spectron_now=0
+        wait "$spectron_pid" || spectron_now=$?
+        [ $spectron_now = 127 ] || spectron_status=$spectron_now
+        [ $spectron_signalled = yes ] || break
+    done
+    trap '' USR1
+
+    case $spectron_status in
+    0) spectron_say "done" ;;
+    75)
+        if scontrol requeue "$SLURM_JOB_ID"; then
+            spectron_say "stopped after saving everything, back in the queue"
+            sleep 60 # until Slurm ends this start
+        else
+            spectron_say "stopped after saving everything; not requeued: submit it again to go on"
+        fi
+        ;;
+    *) spectron_say "failed with exit code $spectron_status (README, exit codes)" ;;
+    esac
+    exit $spectron_status
+}

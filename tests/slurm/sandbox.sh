@@ -1,0 +1,130 @@
+# sandbox.sh: a private Slurm of several virtual nodes on this machine, without systemd: its own munge, ports, configuration
+# and state, all in one folder. Sourced by the tests here.
+#
+# sandbox_up FOLDER NODES CPUS GPUS   starts it, and waits until the nodes are idle; exports SLURM_CONF
+# sandbox_down                        cancels all jobs, stops all daemons
+# sandbox_node_dies NODE              kills a node's daemon and everything that runs on it
+# Nodes are called n1, n2 …; partitions: normal (default; jobs can be preempted) and urgent (preempts).
+PATH=$PATH:/usr/sbin:/sbin
+export PATH
+
+sandbox_ports() { # N: so many free ports, taken together so that they differ
+    perl -MIO::Socket::INET -e 'my @s = map { IO::Socket::INET->new(Listen => 1, LocalAddr => "127.0.0.1") } 1 .. $ARGV[0];
+        print join(" ", map { $_->sockport } @s), "\n"' "$1"
+}
+
+sandbox_config() { # NODES CPUS GPUS
+    nodes=$1 cpus=$2 gpus=$3 host=$(hostname -s)
+    # shellcheck disable=SC2046
+    set -- $(sandbox_ports $((nodes + 1)))
+    cat <<END
+ClusterName=sandbox
+SlurmctldHost=$host(127.0.0.1)
+SlurmctldPort=$1
+SlurmUser=$(id -un)
+SlurmdUser=$(id -un)
+AuthType=auth/munge
+AuthInfo=socket=$sandbox/munge.sock,cred_expire=5
+CredType=cred/munge
+StateSaveLocation=$sandbox/state
+SlurmdSpoolDir=$sandbox/spool/%n
+TmpFS=$sandbox/tmp/%n
+SlurmctldPidFile=$sandbox/slurmctld.pid
+SlurmdPidFile=$sandbox/slurmd-%n.pid
+SlurmctldLogFile=$sandbox/log/slurmctld
+SlurmdLogFile=$sandbox/log/slurmd-%n
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+JobCompType=jobcomp/none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+SchedulerParameters=sched_interval=1,bf_interval=1,batch_sched_delay=0
+SlurmctldParameters=preempt_send_user_signal
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+MailProg=/bin/true
+ReturnToService=2
+KillWait=2
+SlurmdTimeout=6
+MinJobAge=300
+SlurmdParameters=config_overrides
+PropagateResourceLimits=NONE
+JobRequeue=1
+GresTypes=gpu
+PartitionName=normal Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=10 PreemptMode=OFF
+END
+    shift
+    for node in $(seq "$nodes"); do
+        echo "NodeName=n$node NodeHostname=$host NodeAddr=127.0.0.1 Port=$1 CPUs=$cpus RealMemory=1000 Gres=gpu:$gpus State=UNKNOWN"
+        shift
+    done
+}
+
+sandbox_up() {
+    mkdir -p "$1/state" "$1/log"
+    sandbox=$(cd "$1" && pwd) sandbox_nodes=$2
+    chmod 755 "$sandbox"
+    sandbox_config "$2" "$3" "$4" >"$sandbox/slurm.conf"
+    echo "Name=gpu Count=$4" >"$sandbox/gres.conf" # no device files: nothing here opens a GPU
+    head -c 1024 /dev/urandom >"$sandbox/munge.key"
+    chmod 600 "$sandbox/munge.key"
+    munged -F --key-file="$sandbox/munge.key" --socket="$sandbox/munge.sock" --pid-file="$sandbox/munged.pid" \
+        --log-file="$sandbox/log/munged" --seed-file="$sandbox/munge.seed" >"$sandbox/log/munged.out" 2>&1 &
+    sandbox_pids=$!
+    sandbox_wait 5 "munge" test -S "$sandbox/munge.sock"
+    export SLURM_CONF="$sandbox/slurm.conf"
+    slurmctld -D -c >"$sandbox/log/slurmctld.out" 2>&1 &
+    sandbox_pids="$! $sandbox_pids"
+    for node in $(seq "$2"); do
+        mkdir -p "$sandbox/spool/n$node" "$sandbox/tmp/n$node"
+        slurmd -D -N "n$node" >"$sandbox/log/slurmd-n$node.out" 2>&1 &
+        sandbox_pids="$! $sandbox_pids"
+        eval "sandbox_slurmd_n$node=$!"
+    done
+    sandbox_wait 20 "idle nodes" sandbox_idle
+}
+sandbox_idle() { [ "$(sinfo -h -p normal -N -t idle -o %N 2>/dev/null | wc -l)" = "$sandbox_nodes" ]; }
+
+# sandbox_wait SECONDS WHAT COMMAND...: until the command succeeds
+sandbox_wait() {
+    tries=$((20 * $1)) what=$2
+    shift 2
+    while ! "$@"; do
+        tries=$((tries - 1))
+        if [ $tries -le 0 ]; then
+            echo "sandbox: waited in vain for $what" >&2
+            tail -n 5 "$sandbox"/log/* >&2
+            return 1
+        fi
+        sleep 0.05
+    done
+}
+
+sandbox_node_dies() {
+    eval "pid=\$sandbox_slurmd_$1"
+    kill -9 "$pid"
+    # the node's step daemons and what they started: by the spool folder in their arguments or the node's name in their environment
+    for process in /proc/[0-9]*; do
+        if tr '\0' '\n' <"$process/environ" 2>/dev/null | grep -qx "SLURMD_NODENAME=$1"; then kill -9 "${process#/proc/}" 2>/dev/null || :; fi
+    done
+    pkill -9 -f "^slurmstepd.*" -P "$pid" 2>/dev/null || :
+}
+
+sandbox_down() {
+    [ -n "${sandbox_pids:-}" ] || return 0
+    timeout 5 scancel -u "$(id -un)" 2>/dev/null || :
+    for try in $(seq 40); do [ -n "$(timeout 5 squeue -h 2>/dev/null)" ] || break; sleep 0.1; done
+    # shellcheck disable=SC2086
+    kill $sandbox_pids 2>/dev/null || :
+    for try in $(seq 40); do
+        # shellcheck disable=SC2086
+        kill -0 $sandbox_pids 2>/dev/null || break
+        sleep 0.05
+    done
+    # shellcheck disable=SC2086
+    kill -9 $sandbox_pids 2>/dev/null || :
+    sandbox_pids=
+}

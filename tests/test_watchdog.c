@@ -1,0 +1,81 @@
+/* Whom the watchdog blames. The threads themselves: tests/train/watchdog.sh. */
+#include "dist/watchdog.h"
+
+#include "unit_test.h"
+
+enum { RANKS = 4, ALLOWED = 20, SILENT = 30 };
+
+static const int32_t limit[SPT_PHASES] = {[SPT_PHASE_STARTUP] = 200, [SPT_PHASE_VALIDATION] = 50, [SPT_PHASE_SAVE] = 100,
+                                          [SPT_PHASE_COMPUTE] = ALLOWED, [SPT_PHASE_REDUCE] = ALLOWED,
+                                          [SPT_PHASE_DECIDE] = ALLOWED, [SPT_PHASE_OPTIMIZER] = ALLOWED,
+                                          [SPT_PHASE_GATHER] = ALLOWED, [SPT_PHASE_REFRESH] = ALLOWED,
+                                          [SPT_PHASE_END] = 100};
+
+static int judge(const spt_rank_report reports[RANKS], bool *silent_p) {
+  return spt_watchdog_judge(reports, RANKS, limit, SILENT, silent_p);
+}
+
+static void test_nobody(void **state) {
+  (void)state;
+  bool silent;
+  const spt_rank_report fine[RANKS] = {{7, SPT_PHASE_REDUCE, 5, 0}, {7, SPT_PHASE_COMPUTE, 19, 1}, {7, SPT_PHASE_REDUCE, 3, 2}, {7, SPT_PHASE_REDUCE, 2, 0}};
+  assert_int_equal(judge(fine, &silent), -1);
+  const spt_rank_report starting[RANKS] = {{0, SPT_PHASE_STARTUP, 199, 0}, {0, SPT_PHASE_STARTUP, 150, 0}, {0, SPT_PHASE_STARTUP, 3, 0}, {0, SPT_PHASE_STARTUP, 2, 0}};
+  assert_int_equal(judge(starting, &silent), -1);
+}
+
+/* Those that wait for a slow rank have long made no progress: as long as it makes some, nobody is to blame. */
+static void test_slow_is_not_stuck(void **state) {
+  (void)state;
+  bool silent;
+  const spt_rank_report slow[RANKS] = {{7, SPT_PHASE_REDUCE, 500, 0}, {7, SPT_PHASE_REDUCE, 490, 0}, {7, SPT_PHASE_COMPUTE, 3, 0}, {7, SPT_PHASE_REDUCE, 495, 0}};
+  assert_int_equal(judge(slow, &silent), -1);
+}
+
+static void test_stuck(void **state) {
+  (void)state;
+  bool silent;
+  const spt_rank_report stuck[RANKS] = {{7, SPT_PHASE_REDUCE, 20, 0}, {7, SPT_PHASE_REDUCE, 19, 0}, {7, SPT_PHASE_COMPUTE, ALLOWED + 1, 0}, {7, SPT_PHASE_REDUCE, 18, 0}};
+  assert_int_equal(judge(stuck, &silent), 2);
+  assert_false(silent);
+  // a step behind is further behind than a phase
+  const spt_rank_report saving[RANKS] = {{7, SPT_PHASE_SAVE, 101, 0}, {7, SPT_PHASE_COMPUTE, 500, 0}, {8, SPT_PHASE_VALIDATION, 500, 0}, {7, SPT_PHASE_REDUCE, 500, 0}};
+  assert_int_equal(judge(saving, &silent), 0);
+  const spt_rank_report still_saving[RANKS] = {{7, SPT_PHASE_SAVE, 99, 0}, {7, SPT_PHASE_REDUCE, 98, 0}, {7, SPT_PHASE_REDUCE, 98, 0}, {7, SPT_PHASE_REDUCE, 98, 0}};
+  assert_int_equal(judge(still_saving, &silent), -1);
+}
+
+/* All wait in the same collective: it has hung since the last of them came. */
+static void test_hung_collective(void **state) {
+  (void)state;
+  bool silent;
+  spt_rank_report hung[RANKS] = {{7, SPT_PHASE_GATHER, 90, 0}, {7, SPT_PHASE_GATHER, 80, 0}, {7, SPT_PHASE_GATHER, ALLOWED, 0}, {7, SPT_PHASE_GATHER, 70, 0}};
+  assert_int_equal(judge(hung, &silent), -1);
+  hung[2].idle++;
+  assert_int_equal(judge(hung, &silent), 2);
+}
+
+static void test_silence_comes_first(void **state) {
+  (void)state;
+  bool silent;
+  const spt_rank_report mute[RANKS] = {{7, SPT_PHASE_COMPUTE, 500, 0}, {7, SPT_PHASE_REDUCE, 2, SILENT + 1}, {7, SPT_PHASE_REDUCE, 2, SILENT}, {7, SPT_PHASE_REDUCE, 2, SILENT + 3}};
+  assert_int_equal(judge(mute, &silent), 3);
+  assert_true(silent);
+}
+
+static void test_without_limit(void **state) {
+  (void)state;
+  bool silent;
+  const int32_t none[SPT_PHASES] = {0};
+  const spt_rank_report stuck[RANKS] = {{7, SPT_PHASE_COMPUTE, 1 << 30, 0}, {7, SPT_PHASE_REDUCE, 1 << 30, 0}, {7, SPT_PHASE_REDUCE, 0, 0}, {7, SPT_PHASE_REDUCE, 0, 0}};
+  assert_int_equal(spt_watchdog_judge(stuck, RANKS, none, SILENT, &silent), -1);
+}
+
+int main(void) {
+  const struct CMUnitTest tests[] = {
+      cmocka_unit_test(test_nobody),          cmocka_unit_test(test_slow_is_not_stuck),
+      cmocka_unit_test(test_stuck),           cmocka_unit_test(test_hung_collective),
+      cmocka_unit_test(test_silence_comes_first), cmocka_unit_test(test_without_limit),
+  };
+  return cmocka_run_group_tests(tests, NULL, NULL);
+}

@@ -1,0 +1,58 @@
+#!/bin/sh
+# Two ranks in two network namespaces, as on two hosts; the link between them is cut. Each side must notice and leave by itself.
+# Needs root and iproute2's `ip netns`; exits with 77 (skipped) without them.
+. "$(dirname "$0")/lib.sh"
+a=spt-a-$$ b=spt-b-$$
+if ! ip netns add "$a" 2>netns.log; then
+    echo "no network namespace can be made here: $(cat netns.log)"
+    exit 77
+fi
+trap 'ip netns pids $b 2>/dev/null | xargs -r kill -9; ip netns pids $a 2>/dev/null | xargs -r kill -9; ip netns del $a; ip netns del $b 2>/dev/null; rm -rf "$work"' EXIT
+ip netns add "$b"
+ip link add "va$$" netns "$a" type veth peer name "vb$$" netns "$b"
+ip -n "$a" addr add 10.77.0.1/24 dev "va$$"
+ip -n "$b" addr add 10.77.0.2/24 dev "vb$$"
+for side in "$a va$$" "$b vb$$"; do
+    # shellcheck disable=SC2086
+    set -- $side
+    ip -n "$1" link set lo up
+    ip -n "$1" link set "$2" up
+done
+
+# mpirun's remote shell: the second host is the second namespace
+cat >agent <<END
+#!/bin/sh
+shift
+exec ip netns exec $b env TMPDIR=$work/tmp-b sh -c "\$*"
+END
+chmod +x agent
+mkdir tmp-a tmp-b
+
+make_data
+make_job job.toml run
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_WAIT_POLICY=passive
+TMPDIR=$work/tmp-a ip netns exec "$a" mpirun --mca plm_rsh_agent "$work/agent" --mca btl self,tcp --mca pml ob1 --mca btl_tcp_if_include 10.77.0.0/24 \
+    --mca oob_tcp_if_include 10.77.0.0/24 --mca mpi_yield_when_idle 1 --host 10.77.0.1:1,10.77.0.2:1 -np 2 --bind-to none \
+    -x OMP_WAIT_POLICY "$trainer" --threads 1 --set run.output="$work/run" --set checkpoint.every=0 --set schedule.steps=1000000 --set validation.every=0 \
+    --set dist.timeout_seconds=3 "$work/job.toml" >log 2>&1 &
+launcher=$!
+n=0
+while [ "$(cat run/metrics.jsonl 2>/dev/null | wc -l)" -lt 5 ]; do
+    n=$((n + 1)); [ $n -lt 300 ] || { cat log; fail "the run did not start"; }
+    sleep 0.1
+done
+trainers() { ip netns pids "$1" | while read -r pid; do tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q '^[^ ]*spectron-dist ' && echo "$pid"; done; }
+[ -n "$(trainers "$a")" ] && [ -n "$(trainers "$b")" ] || { cat log; fail "not a rank in each namespace"; }
+
+note "the link is cut"
+cut=$(date +%s)
+ip -n "$b" link set "vb$$" down
+n=0
+while [ -n "$(trainers "$a")$(trainers "$b")" ]; do
+    n=$((n + 1)); [ $n -lt 400 ] || { cat log; fail "after 40 s there are still ranks: $(trainers "$a") and $(trainers "$b")"; }
+    sleep 0.1
+done
+note "both ranks have left after $(($(date +%s) - cut)) s"
+grep -q '^spectron-dist: rank 1 gives no sign of life for [0-9]* s, after step [0-9]*, in ' log || { cat log; fail "rank 0 does not name rank 1"; }
+grep '^spectron-dist:' log
+kill "$launcher" 2>/dev/null || :
