@@ -96,6 +96,14 @@ static const char *limit_key(int32_t phase) {
 
 static void blame(spt_watchdog *w, int rank, const spt_rank_report *report, bool silent) {
   const int32_t beats = silent ? report->silent : report->idle;
+  if (!silent && waits(report->phase)) { // nobody is behind: who of them hangs cannot be told from here
+    fprintf(stderr,
+            "spectron-dist: no rank makes progress for %.0f s, after step %" PRId64 ", in %s, where all have arrived; "
+            "the job is ended, all that was saved is intact ([dist] %s)\n",
+            beats * w->heartbeat, report->step, spt_phase_name((spt_phase)report->phase), limit_key(report->phase));
+    end_job(w);
+    return;
+  }
   fprintf(stderr,
           "spectron-dist: rank %d %s for %.0f s, after step %" PRId64 ", in %s; the job is ended, all that was saved is "
           "intact ([dist] %s)\n",

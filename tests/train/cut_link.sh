@@ -41,7 +41,11 @@ while [ "$(cat run/metrics.jsonl 2>/dev/null | wc -l)" -lt 5 ]; do
     n=$((n + 1)); [ $n -lt 300 ] || { cat log; fail "the run did not start"; }
     sleep 0.1
 done
-trainers() { ip netns pids "$1" | while read -r pid; do tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -q '^[^ ]*spectron-dist ' && echo "$pid"; done; }
+trainers() { # NAMESPACE: the ranks in it
+    ip netns pids "$1" | while read -r pid; do
+        if { tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -q '^[^ ]*spectron-dist '; then echo "$pid"; fi
+    done
+}
 [ -n "$(trainers "$a")" ] && [ -n "$(trainers "$b")" ] || { cat log; fail "not a rank in each namespace"; }
 
 note "the link is cut"

@@ -59,13 +59,21 @@ pid=$(rank_pid $launcher 2)
 kill -KILL "$pid"
 ended 137 'rank [01]: ended by signal 15 after step [0-9]*, in '
 
-note "a rank whose all-gather hangs"
-sh "$mpi_run" 3 env SPT_HANG_RANK=1 LD_PRELOAD="$build/tests/libspt_fail_gather.so" "$trainer" --threads 1 --set run.output=run-hung --set checkpoint.every=0 \
-    --set schedule.steps=1000000 --set validation.every=0 --set dist.timeout_seconds=2 job.toml >log 2>&1 &
-launcher=$!
-started run-hung
-pids=$(pgrep -P $launcher -f spectron-dist || true)
-ended 5 'rank 1 makes no progress for [0-9]* s, after step [0-9]*, in parameter gather'
+# hang WHAT: three ranks, of which rank 1 hangs after some steps
+hang() {
+    sh "$mpi_run" 3 env "$1=1" LD_PRELOAD="$build/tests/libspt_fail_gather.so" "$trainer" --threads 1 --set run.output="run-$1" --set checkpoint.every=0 \
+        --set schedule.steps=1000000 --set validation.every=0 --set dist.timeout_seconds=2 job.toml >log 2>&1 &
+    launcher=$!
+    started "run-$1"
+    pids=$(pgrep -P $launcher -f spectron-dist || true)
+}
+note "a rank whose reading hangs"
+hang SPT_HANG_READ
+ended 5 'rank 1 makes no progress for [0-9]* s, after step [0-9]*, in forward and backward'
+
+note "a collective that hangs"
+hang SPT_HANG_GATHER
+ended 5 'no rank makes progress for [0-9]* s, after step [0-9]*, in parameter gather'
 
 note "suspended as a whole for longer than the limit, it goes on"
 start run-suspended
