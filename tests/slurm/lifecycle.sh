@@ -13,6 +13,7 @@ export SPECTRON="$source" TRAINER="$trainer" BACKEND=cpu
 began=$(date +%s)
 step() { echo "-- [$(($(date +%s) - began)) s] $*"; }
 
+chmod 755 "$work" # munge wants a socket that all can reach
 make_data
 make_job job.toml unused
 steps=600

@@ -68,7 +68,9 @@ sandbox_up() {
     sandbox=$(cd "$1" && pwd) sandbox_nodes=$2
     chmod 755 "$sandbox"
     sandbox_config "$2" "$3" "$4" >"$sandbox/slurm.conf"
-    echo "Name=gpu Count=$4" >"$sandbox/gres.conf" # no device files: nothing here opens a GPU
+    mkdir -p "$sandbox/dev" # empty files stand in for the GPUs: nothing here opens one
+    for gpu in $(seq 0 $(($4 - 1))); do : >"$sandbox/dev/gpu$gpu"; done
+    echo "Name=gpu File=$sandbox/dev/gpu[0-$(($4 - 1))]" >"$sandbox/gres.conf"
     head -c 1024 /dev/urandom >"$sandbox/munge.key"
     chmod 600 "$sandbox/munge.key"
     munged -F --key-file="$sandbox/munge.key" --socket="$sandbox/munge.sock" --pid-file="$sandbox/munged.pid" \
@@ -106,11 +108,10 @@ sandbox_wait() {
 sandbox_node_dies() {
     eval "pid=\$sandbox_slurmd_$1"
     kill -9 "$pid"
-    # the node's step daemons and what they started: by the spool folder in their arguments or the node's name in their environment
+    # its step daemons and what they started have the node's name in their environment
     for process in /proc/[0-9]*; do
-        if tr '\0' '\n' <"$process/environ" 2>/dev/null | grep -qx "SLURMD_NODENAME=$1"; then kill -9 "${process#/proc/}" 2>/dev/null || :; fi
+        if { tr '\0' '\n' <"$process/environ"; } 2>/dev/null | grep -qx "SLURMD_NODENAME=$1"; then kill -9 "${process#/proc/}" 2>/dev/null || :; fi
     done
-    pkill -9 -f "^slurmstepd.*" -P "$pid" 2>/dev/null || :
 }
 
 sandbox_down() {
