@@ -8,6 +8,8 @@ trap 'exit 130' INT TERM HUP
 
 # "Nodes" of one machine must not share memory: that is this test's affair, not the templates'.
 export OMPI_MCA_btl=self,tcp OMPI_MCA_pml=ob1 OMPI_MCA_btl_tcp_if_include=lo OMPI_MCA_mpi_yield_when_idle=1
+# Ports apart from those of other MPI jobs here, which such a "node" could take for a rank of its own.
+export OMPI_MCA_btl_tcp_port_min_v4=$((20000 + $$ % 20000)) OMPI_MCA_btl_tcp_port_range_v4=1000
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_WAIT_POLICY=passive
 export SPECTRON="$source" TRAINER="$trainer" BACKEND=cpu
 began=$(date +%s)

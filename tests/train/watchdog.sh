@@ -20,7 +20,7 @@ started() { # RUN: waits until it has made some steps
 # start RUN: three ranks in the background; $launcher, and $pids of the ranks
 start() {
     sh "$mpi_run" 3 "$trainer" --threads 1 --set run.output="$1" --set checkpoint.every=0 --set schedule.steps=1000000 --set validation.every=0 \
-        --set dist.timeout_seconds=2 job.toml >log 2>&1 &
+        --set dist.timeout_seconds=4 job.toml >log 2>&1 &
     launcher=$!
     started "$1"
     pids=$(pgrep -P $launcher -f spectron-dist)
@@ -62,7 +62,7 @@ ended 137 'rank [01]: ended by signal 15 after step [0-9]*, in '
 # hang WHAT: three ranks, of which rank 1 hangs after some steps
 hang() {
     sh "$mpi_run" 3 env "$1=1" LD_PRELOAD="$build/tests/libspt_fail_gather.so" "$trainer" --threads 1 --set run.output="run-$1" --set checkpoint.every=0 \
-        --set schedule.steps=1000000 --set validation.every=0 --set dist.timeout_seconds=2 job.toml >log 2>&1 &
+        --set schedule.steps=1000000 --set validation.every=0 --set dist.timeout_seconds=4 job.toml >log 2>&1 &
     launcher=$!
     started "run-$1"
     pids=$(pgrep -P $launcher -f spectron-dist || true)
@@ -79,7 +79,7 @@ note "suspended as a whole for longer than the limit, it goes on"
 start run-suspended
 # shellcheck disable=SC2086
 kill -STOP $pids
-sleep 4
+sleep 7
 steps=$(wc -l <run-suspended/metrics.jsonl)
 # shellcheck disable=SC2086
 kill -CONT $pids
