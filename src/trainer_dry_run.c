@@ -67,15 +67,27 @@ static void print_memory(const spt_config *config, const spt_params *params, con
   if (staging) printf("  reduce-scatter    %11.1f MiB\n", mib(staging));
 }
 
-/* Forward only, so a third of training on as many tokens; named where it is no longer small beside the training. */
+/* Forward only, so a third of training on as many tokens; named where it is no longer small beside the training. The
+ * set itself is not looked at. */
 static void print_validation(const spt_config *config) {
-  const double tokens = (double)spt_config_validation_tokens(config), every = (double)config->validation.every;
-  if (config->data.validation.count == 0 || tokens == 0 || every == 0) return; // none, or all of a set not looked at, or the end only
-  const double trained = every * (double)trainer_tokens_per_step(config), share = tokens / 3 / trained, most = 0.005;
-  printf("validation          %14.3f %%  of the training's FLOPs: %.4g tokens every %.4g steps", 100 * share, tokens, every);
+  const double every = (double)config->validation.every, step = (double)trainer_tokens_per_step(config), most = 0.005;
+  const double tokens = (double)spt_config_validation_tokens(config), share = tokens / 3 / (every * step);
+  const bool end_only = every == 0 || every > (double)config->schedule.steps;
+  char set[64] = "the whole set, whose size is not looked at";
+  if (config->data.validation.count == 0) return;
+  if (tokens > 0) snprintf(set, sizeof set, "at most %.4g tokens", tokens);
+  if (end_only || tokens == 0) {
+    printf("validation          %16s  %s", "", set);
+    if (end_only)
+      printf(", at the end only\n");
+    else
+      printf(", every %.4g steps\n", every);
+    return;
+  }
+  printf("validation          %14.3f %%  of the training's FLOPs: %s every %.4g steps", 100 * share, set, every);
   if (share > most)
-    printf(" (below %g %%: at most %.3g tokens, or every %.4g steps)", 100 * most, 3 * most * trained,
-           ceil(tokens / 3 / (most * (double)trainer_tokens_per_step(config))));
+    printf(" (below %g %%: at most %.3g tokens, or every %.4g steps)", 100 * most, 3 * most * every * step,
+           ceil(tokens / 3 / (most * step)));
   printf("\n");
 }
 

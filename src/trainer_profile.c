@@ -184,7 +184,7 @@ static void print_ops(const trainer *t, const measured *m) {
   }
   print_row(t, m, "all", "(together)", &m->all);
   trainer_progress_event("  FLOPs are those of the matrix products (attention's backward is 5 products, where the dry run counts twice "
-                         "its forward), bytes those that must be read or written once: the least; above 100 %% of peak, caches helped");
+                         "its forward), products %% the part of the time in the library's, bytes those that must be read or written once: the least; above 100 %% of peak, caches helped");
 }
 
 /* Counted FLOPs of a whole step over its wall time. Collective. */

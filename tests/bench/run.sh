@@ -13,7 +13,7 @@
 #   SPT_BUILD         the build folder (default build-release)
 #
 # PyTorch takes the whole batch in one pass, which is faster for it, the trainer passes of 2048 tokens, which are as fast for it; its peak
-# memory in such passes: peer_pytorch.py --micro. The ceiling's products have plain operands; the trainer's weights are packed (about 2 %).
+# memory in such passes: peer_pytorch.py --micro. The ceiling takes each product's right operand plain or, if it is a weight, packed.
 # data/bench keeps text and shards for the next time. Exit: 0 measured (goals met or not), 2 bad usage, 5 something failed.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -27,7 +27,13 @@ all) cases="tiny-bf16 tiny-fp32 s-bf16 s-fp32 dense12-bf16 dense12-fp32" ;;
 *) echo "usage: sh tests/bench/run.sh [tiny|s|all]" >&2; exit 2 ;;
 esac
 rounds=${SPT_BENCH_ROUNDS:-5}
-case $rounds in '' | *[!0-9]* | 0) echo "run.sh: SPT_BENCH_ROUNDS=$rounds: wants a number from 1" >&2; exit 2 ;; esac
+for case in $cases; do
+    case $case in
+    tiny-bf16 | tiny-fp32 | s-bf16 | s-fp32 | dense12-bf16 | dense12-fp32) ;;
+    *) echo "run.sh: SPT_BENCH_CASES: $case: wants some of s-bf16 s-fp32 dense12-bf16 dense12-fp32" >&2; exit 2 ;;
+    esac
+done
+case $rounds in '' | *[!0-9]* | 0*) echo "run.sh: SPT_BENCH_ROUNDS=$rounds: wants a number from 1" >&2; exit 2 ;; esac
 python=${SPT_BENCH_PYTHON:-python3}
 build=${SPT_BUILD:-$top/build-release}
 out=${SPT_BENCH_OUT:-$build/bench.json}
