@@ -168,8 +168,8 @@ ends "$job" FAILED 2 none
 grep -q 'nothing: no program' none.log || { cat none.log; fail "a missing program"; }
 
 step "the time limit: USR1 before it, requeued until the run is done"
-steps=4000
-job=$(submit limit cpu-one-node.sbatch --nodes=1 --ntasks-per-node=1 --time=1 --signal=B:USR1@50 --)
+steps=12000
+job=$(submit limit cpu-one-node.sbatch --nodes=1 --ntasks-per-node=1 --time=1 --signal=B:USR1@50 -- --set checkpoint.every=0)
 ends "$job" COMPLETED 0 limit
 starts=$(grep -c ': start [0-9]* on ' limit.log)
 [ "$starts" -ge 2 ] || { cat limit.log; fail "the time limit was not felt"; }
