@@ -18,7 +18,7 @@ step() { echo "-- [$(($(date +%s) - began)) s] $*"; }
 chmod 755 "$work" # munge wants a socket that all can reach
 make_data
 make_job job.toml unused
-steps=600
+steps=1000
 sandbox_up slurm 3 4 2
 step "Slurm is up: $(sinfo -h -o '%D nodes of %c CPUs, %G' | sort -u | head -n 1)"
 
