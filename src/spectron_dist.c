@@ -409,7 +409,7 @@ int main(int argc, char **argv) {
   status = parsed == SPT_OK ? run(&the_trainer) : SPT_FAIL(parsed, "%s", message);
   if (the_trainer.comm->rank == 0) report(status);
   spt_watchdog_at(&the_trainer.here, the_trainer.step, SPT_PHASE_END);
-  signal(SIGTERM, SIG_DFL); // all ranks are leaving: the launcher may hurry up the last ones, which is nothing to tell
+  if (under_launcher()) signal(SIGTERM, SIG_DFL); // all are leaving: that it hurries up the last ones is nothing to tell
   trainer_close(&the_trainer);
   spt_watchdog_close(&the_trainer.watchdog);
   the_trainer.comm->ops->barrier(the_trainer.comm); // the launcher kills the rest once one rank has left with a failure

@@ -32,11 +32,7 @@ for case in 'model/model.layers.1.self_attn.o_proj.A 0' 'model/model.layers.0.ml
     SPT_TEST_ADDRESSES=1 sh "$mpi_run" 3 "$trainer" --threads 1 --set run.output=run-flipped --set dist.audit_every=1 --set checkpoint.every=20 --set checkpoint.keep=2 \
         --set schedule.steps=1000000 --set validation.every=0 job.toml >log 2>&1 &
     launcher=$!
-    n=0
-    while [ "$(cat run-flipped/metrics.jsonl 2>/dev/null | wc -l)" -lt 30 ]; do
-        n=$((n + 1)); [ $n -lt 600 ] || { cat log; fail "the run did not start"; }
-        sleep 0.1
-    done
+    wait_records run-flipped 30
     line=$(grep "^address [0-9]* [0-9]* $dataset " log | awk -v rank="$rank" 'rank == "any" || $2 == rank' | head -n 1)
     [ -n "$line" ] || { grep -c '^address' log; fail "no address of $dataset on rank $rank"; }
     # shellcheck disable=SC2086

@@ -36,11 +36,7 @@ TMPDIR=$work/tmp-a ip netns exec "$a" mpirun --mca plm_rsh_agent "$work/agent" -
     -x OMP_WAIT_POLICY "$trainer" --threads 1 --set run.output="$work/run" --set checkpoint.every=0 --set schedule.steps=1000000 --set validation.every=0 \
     --set dist.timeout_seconds=3 "$work/job.toml" >log 2>&1 &
 launcher=$!
-n=0
-while [ "$(cat run/metrics.jsonl 2>/dev/null | wc -l)" -lt 5 ]; do
-    n=$((n + 1)); [ $n -lt 300 ] || { cat log; fail "the run did not start"; }
-    sleep 0.1
-done
+wait_records run 5
 trainers() { # NAMESPACE: the ranks in it
     ip netns pids "$1" | while read -r pid; do
         if { tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -q '^[^ ]*spectron-dist '; then echo "$pid"; fi

@@ -89,13 +89,18 @@ same_losses() {
         fail "losses of $1 and $2 differ by more than $3"
 }
 
-# stop_after RUN RECORDS SIGNAL PID: sends the signal once the run has written so many records, and wants exit 75; its output is in log
-stop_after() {
+# wait_records RUN RECORDS: until the run, whose output is in log, has written so many
+wait_records() {
     n=0
     while [ "$(cat "$1/metrics.jsonl" 2>/dev/null | wc -l)" -lt "$2" ]; do
-        n=$((n + 1)); [ $n -lt 600 ] || fail "$1 did not start"
+        n=$((n + 1)); [ $n -lt 600 ] || { cat log; fail "$1 did not come to $2 steps"; }
         sleep 0.1
     done
+}
+
+# stop_after RUN RECORDS SIGNAL PID: sends the signal once the run has written so many records, and wants exit 75; its output is in log
+stop_after() {
+    wait_records "$1" "$2"
     kill -"$3" "$4"
     status=0; wait "$4" || status=$?
     [ $status = 75 ] || { cat log; fail "$3 gave exit $status instead of 75"; }

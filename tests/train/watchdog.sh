@@ -4,17 +4,10 @@
 make_data
 make_job job.toml run
 
-# ranks_of PID: the trainer's processes under a launcher, by rank
-rank_pid() { # LAUNCHER RANK
+# rank_pid LAUNCHER RANK: the process of a rank
+rank_pid() {
     for process in $(pgrep -P "$1" -f spectron-dist); do
         if tr '\0' '\n' <"/proc/$process/environ" | grep -qx "OMPI_COMM_WORLD_RANK=$2"; then echo "$process"; return; fi
-    done
-}
-started() { # RUN: waits until it has made some steps
-    n=0
-    while [ "$(cat "$1/metrics.jsonl" 2>/dev/null | wc -l)" -lt 5 ]; do
-        n=$((n + 1)); [ $n -lt 600 ] || { cat log; fail "$1 did not start"; }
-        sleep 0.1
     done
 }
 # start RUN: three ranks in the background; $launcher, and $pids of the ranks
@@ -22,7 +15,7 @@ start() {
     sh "$mpi_run" 3 "$trainer" --threads 1 --set run.output="$1" --set checkpoint.every=0 --set schedule.steps=1000000 --set validation.every=0 \
         --set dist.timeout_seconds=4 job.toml >log 2>&1 &
     launcher=$!
-    started "$1"
+    wait_records "$1" 5
     pids=$(pgrep -P $launcher -f spectron-dist)
     [ "$(echo "$pids" | wc -l)" = 3 ] || fail "found $pids instead of three ranks"
 }
@@ -64,7 +57,7 @@ hang() {
     sh "$mpi_run" 3 env "$1=1" LD_PRELOAD="$build/tests/libspt_fail_gather.so" "$trainer" --threads 1 --set run.output="run-$1" --set checkpoint.every=0 \
         --set schedule.steps=1000000 --set validation.every=0 --set dist.timeout_seconds=4 job.toml >log 2>&1 &
     launcher=$!
-    started "run-$1"
+    wait_records "run-$1" 5
     pids=$(pgrep -P $launcher -f spectron-dist || true)
 }
 note "a rank whose reading hangs"
@@ -83,11 +76,7 @@ sleep 7
 steps=$(wc -l <run-suspended/metrics.jsonl)
 # shellcheck disable=SC2086
 kill -CONT $pids
-n=0
-while [ "$(wc -l <run-suspended/metrics.jsonl)" -lt $((steps + 50)) ]; do
-    n=$((n + 1)); [ $n -lt 200 ] || { cat log; fail "it did not go on"; }
-    sleep 0.1
-done
+wait_records run-suspended $((steps + 50))
 kill -USR1 $launcher
 status=0; wait $launcher || status=$?
 [ $status = 75 ] || { cat log; fail "exit $status instead of 75"; }
