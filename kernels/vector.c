@@ -26,6 +26,24 @@ spt_status spt_cpu_batched_gemm(spt_backend *backend, const spt_gemm_batch *batc
   return spt_cpu_end(cpu, spt_cost_batched_gemm(batch));
 }
 
+SPT_CLONES static void add_chunk(int64_t count, const float *a, const float *b, float *out) {
+#pragma omp simd
+  for (int64_t i = 0; i < count; i++) out[i] = a[i] + b[i];
+}
+
+spt_status spt_cpu_add(spt_backend *backend, int64_t count, const float *a, const float *b, float *out) {
+  spt_cpu *cpu = spt_cpu_begin(backend);
+#pragma omp parallel for num_threads(backend->threads) schedule(static)
+  for (int64_t begin = 0; begin < count; begin += CHUNK) {
+    const int64_t part = spt_min(CHUNK, count - begin);
+    if (b)
+      add_chunk(part, a + begin, b + begin, out + begin);
+    else
+      memmove(out + begin, a + begin, (size_t)part * sizeof *out);
+  }
+  return spt_cpu_end(cpu, spt_cost_flat(SPT_OP_ADD, count, b ? 8 : 4, 4));
+}
+
 SPT_CLONES static double chunk_stats(const float *g, int64_t count, int64_t *non_finite_p) {
   double sum = 0.0;
   int64_t bad = 0;

@@ -92,12 +92,15 @@ static spt_status accumulate_gradients(trainer *t, double *loss_sum_p) {
   const int64_t passes = config->batch.sequences / t->comm->size / config->batch.micro;
   const float loss_scale = (float)(1.0 / (double)trainer_tokens_per_step(config));
   const spt_backward_hooks hooks = spt_data_parallel_hooks(t->data_parallel);
+  if (t->tree) trainer_tree_begin(t);
   for (int64_t pass = 0; pass < passes; pass++) {
     spt_micro_batch batch;
+    double *sum_p = t->tree ? trainer_tree_loss(t, pass) : loss_sum_p;
     spt_watchdog_at(&t->here, t->step, SPT_PHASE_COMPUTE);
     SPT_TRY(spt_prefetch_next(t->prefetch, &batch));
     SPT_TRY(spt_model_train(t->model, batch.sequences, batch.ids, batch.targets, loss_scale,
-                            pass == passes - 1 ? &hooks : NULL, loss_sum_p));
+                            pass == passes - 1 ? &hooks : NULL, sum_p));
+    if (t->tree && pass < passes - 1) SPT_TRY(spt_tree_reduction_keep(trainer_tree_reduction(t)));
   }
   return SPT_OK;
 }
@@ -109,25 +112,25 @@ static spt_status decide(trainer *t, spt_status status, double loss_sum, double 
   const double now = trainer_now();
   const bool due = t->comm->rank == 0 && config->checkpoint.every_seconds > 0 &&
                    now - t->last_save_at >= config->checkpoint.every_seconds;
-  enum { SQUARES, NON_FINITE, LOSS, STOP, DUE, BUSY, FAILED, SUMS };
-  double sums[SUMS] = {[SQUARES] = control->sum_squares,
-                       [NON_FINITE] = control->non_finite,
-                       [LOSS] = loss_sum,
-                       [STOP] = stop_requested,
-                       [DUE] = due,
-                       [FAILED] = status != SPT_OK,
-                       [BUSY] = !spt_checkpoint_save_idle(t->saver)};
-  SPT_TRY(t->comm->ops->reduce_double(t->comm, sums, SUMS, SPT_REDUCE_SUM));
-  if (sums[FAILED] > 0) return spt_comm_agree(t->comm, status, NULL);
+  double sums[TRAINER_SUMS] = {[TRAINER_SUM_SQUARES] = control->sum_squares,
+                               [TRAINER_SUM_NON_FINITE] = control->non_finite,
+                               [TRAINER_SUM_LOSS] = loss_sum,
+                               [TRAINER_SUM_STOP] = stop_requested,
+                               [TRAINER_SUM_DUE] = due,
+                               [TRAINER_SUM_FAILED] = status != SPT_OK,
+                               [TRAINER_SUM_BUSY] = !spt_checkpoint_save_idle(t->saver)};
+  SPT_TRY(t->tree ? trainer_tree_reduce(t, sums)
+                  : t->comm->ops->reduce_double(t->comm, sums, TRAINER_SUMS, SPT_REDUCE_SUM));
+  if (sums[TRAINER_SUM_FAILED] > 0) return spt_comm_agree(t->comm, status, NULL);
   double slowest = data_wait;
   SPT_TRY(t->comm->ops->reduce_double(t->comm, &slowest, 1, SPT_REDUCE_MAX));
   step->data_wait_seconds = slowest;
-  step->loss = sums[LOSS] / (double)trainer_tokens_per_step(config);
-  step->grad_norm = sqrt(sums[SQUARES]);
-  step->stop = sums[STOP] > 0;
-  step->save_due = sums[DUE] > 0;
-  step->saves_idle = sums[BUSY] == 0;
-  step->applied = sums[NON_FINITE] == 0 && isfinite(step->loss) && isfinite(step->grad_norm);
+  step->loss = sums[TRAINER_SUM_LOSS] / (double)trainer_tokens_per_step(config);
+  step->grad_norm = sqrt(sums[TRAINER_SUM_SQUARES]);
+  step->stop = sums[TRAINER_SUM_STOP] > 0;
+  step->save_due = sums[TRAINER_SUM_DUE] > 0;
+  step->saves_idle = sums[TRAINER_SUM_BUSY] == 0;
+  step->applied = sums[TRAINER_SUM_NON_FINITE] == 0 && isfinite(step->loss) && isfinite(step->grad_norm);
   const double clip = config->optimizer.grad_clip;
   control->clip = clip > 0 && step->grad_norm > clip ? (float)(clip / (step->grad_norm + 1e-6)) : 1.0f;
   control->apply = step->applied ? 1.0f : 0.0f;
@@ -168,7 +171,8 @@ static spt_status train_step(trainer *t, trainer_step *step) {
   const double reduced = trainer_now();
 
   spt_control control = {.clip = 1, .apply = 1};
-  if (status == SPT_OK) status = spt_optimizer_gradient_stats(t->optimizer, &control);
+  if (status == SPT_OK)
+    status = t->tree ? trainer_tree_gradient_stats(t, &control) : spt_optimizer_gradient_stats(t->optimizer, &control);
   const double counted = trainer_now();
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_DECIDE);
   SPT_TRY(decide(t, status, loss_sum, data_wait, &control, step));
@@ -245,10 +249,11 @@ static spt_status record(trainer *t, const trainer_step *step, bool validated) {
   if (t->comm->rank != 0) return SPT_OK;
   const double rate = (double)trainer_tokens_per_step(&t->config) / step->seconds;
   spt_comm_counter traffic[SPT_COLLECTIVE_KINDS];
-  spt_shard_plan_traffic(t->plan, t->config.dist.reduction, traffic);
-  const spt_comm_counter reduce = t->config.dist.reduction == SPT_REDUCTION_ALL_REDUCE
-                                      ? traffic[SPT_COLLECTIVE_ALL_REDUCE]
-                                      : traffic[SPT_COLLECTIVE_REDUCE_SCATTER];
+  trainer_traffic(&t->config, t->plan, traffic);
+  static const spt_collective kinds[] = {[SPT_REDUCTION_ALL_REDUCE] = SPT_COLLECTIVE_ALL_REDUCE,
+                                         [SPT_REDUCTION_REDUCE_SCATTER] = SPT_COLLECTIVE_REDUCE_SCATTER,
+                                         [SPT_REDUCTION_TREE] = SPT_COLLECTIVE_EXCHANGE};
+  const spt_comm_counter reduce = traffic[kinds[t->config.dist.reduction]];
   const spt_overlap *overlap = spt_data_parallel_overlap(t->data_parallel);
   const spt_metric_record entry = {.step = t->step,
                                    .tokens = t->tokens,

@@ -55,6 +55,19 @@ typedef struct trainer_step {
 } trainer_step;
 
 typedef struct trainer_audit trainer_audit;
+typedef struct trainer_tree trainer_tree;
+
+/* What a step sums over ranks before its update. */
+enum {
+  TRAINER_SUM_SQUARES,
+  TRAINER_SUM_NON_FINITE,
+  TRAINER_SUM_LOSS,
+  TRAINER_SUM_STOP,
+  TRAINER_SUM_DUE,
+  TRAINER_SUM_BUSY,
+  TRAINER_SUM_FAILED,
+  TRAINER_SUMS
+};
 
 typedef struct trainer {
   trainer_options options;
@@ -80,6 +93,7 @@ typedef struct trainer {
   spt_run_folder *folder; /* rank 0 */
   spt_metrics *metrics;   /* rank 0 */
   trainer_audit *audit;   /* NULL without [dist] audit_every */
+  trainer_tree *tree;     /* NULL without reduction = "tree" */
   int32_t *validation_tokens;
 
   int64_t step, tokens; /* completed */
@@ -107,7 +121,12 @@ static inline int64_t trainer_tokens_per_step(const spt_config *config) {
 spt_status trainer_options_parse(int argc, char **argv, trainer_options *options_p);
 void trainer_print_help(void);
 
-/* trainer_dry_run.c: parameters, FLOPs per step, memory per rank by kind, traffic, without training. Local. */
+/* trainer_dry_run.c */
+/* The plan that the configuration wants. Local. */
+spt_status trainer_plan_open(const spt_config *config, const spt_params *params, int ranks, spt_shard_plan **plan_p);
+/* Traffic of one step as rank 0 counts it: [SPT_COLLECTIVE_KINDS]. Local. */
+void trainer_traffic(const spt_config *config, const spt_shard_plan *plan, spt_comm_counter *traffic_p);
+/* parameters, FLOPs per step, memory per rank by kind, traffic, without training. Local. */
 spt_status trainer_dry_run(const spt_config *config, int ranks);
 
 /* trainer_open.c: everything a run needs, in order; on failure what was opened stays for trainer_close. Collective. */
@@ -130,6 +149,25 @@ spt_status trainer_finish_save(trainer *t);
 /* trainer_validate.c: mean loss per token on the held-out windows, computed by all ranks. Abandoned (*done_p false) as
  * soon as *stop is set on any rank. Collective. */
 spt_status trainer_validate(trainer *t, const volatile sig_atomic_t *stop, double *loss_p, bool *done_p);
+
+/* Micro-batches of a validation, with reduction = "tree". Local. */
+int64_t trainer_validation_batches(const trainer *t);
+
+/* trainer_tree.c: reduction = "tree"; open and close do nothing without it, the others are for it alone. */
+spt_status trainer_tree_open(trainer *t);
+void trainer_tree_close(trainer *t);
+spt_tree_reduction *trainer_tree_reduction(const trainer *t);
+/* Begins a step: all values are 0. Local. */
+void trainer_tree_begin(trainer *t);
+/* Where this rank's pass `pass` of the step adds its loss. Local. */
+double *trainer_tree_loss(trainer *t, int64_t pass);
+/* The own gradient's statistics, kept for the step's sums; control->non_finite is added to. Local. */
+spt_status trainer_tree_gradient_stats(trainer *t, spt_control *control);
+/* Sums over ranks; loss and squares are the trees'. Collective. */
+spt_status trainer_tree_reduce(trainer *t, double sums[TRAINER_SUMS]);
+/* A validation's losses by micro-batch, all 0 at first; and their sum once all ranks have added theirs (Collective). */
+double *trainer_tree_validation(trainer *t);
+spt_status trainer_tree_validation_sum(trainer *t, int64_t batches, double *sum_p);
 
 /* trainer_check.c */
 /* The masters this rank owns are finite. Collective: all ranks get the same answer. */

@@ -1,6 +1,8 @@
 /* The dry run: what a job costs, without training it. */
 #include "trainer.h"
 
+#include "dist/gradient_parts.h"
+
 #include <math.h>
 #include <stdio.h>
 
@@ -53,6 +55,11 @@ static void print_memory(const spt_config *config, const spt_params *params, con
     // a reduce-scatter receives the own runs beside the buckets
     const size_t own_runs = (size_t)plan->elements[rank] * sizeof(float);
     if (ranks > 1 && config->dist.reduction == SPT_REDUCTION_REDUCE_SCATTER && own_runs > staging) staging = own_runs;
+    // the tree keeps partial sums of whole slabs, and receives those of all ranks for its own runs
+    const size_t sums = config->dist.reduction != SPT_REDUCTION_TREE
+                            ? 0
+                            : spt_tree_reduction_bytes(plan, config->batch.sequences / config->batch.micro, rank);
+    if (sums > staging) staging = sums;
   }
   const size_t slab = (size_t)plan->layout.elements * sizeof(float);
   const size_t total = 2 * slab + state + workspace + snapshot + staging + model->compute_weights + model->activations +
@@ -64,7 +71,9 @@ static void print_memory(const spt_config *config, const spt_params *params, con
   printf("  activations       %11.1f MiB\n  workspace         %11.1f MiB\n", mib(model->activations),
          mib(model->workspace + workspace));
   printf("  snapshot of a save%11.1f MiB\n", mib(snapshot));
-  if (staging) printf("  reduce-scatter    %11.1f MiB\n", mib(staging));
+  if (staging)
+    printf("  %-17s %11.1f MiB\n", config->dist.reduction == SPT_REDUCTION_TREE ? "tree's sums" : "reduce-scatter",
+           mib(staging));
 }
 
 /* Forward only, so a third of training on as many tokens; named where it is no longer small beside the training. The
@@ -91,12 +100,27 @@ static void print_validation(const spt_config *config) {
   printf("\n");
 }
 
+spt_status trainer_plan_open(const spt_config *config, const spt_params *params, int ranks, spt_shard_plan **plan_p) {
+  const int64_t bucket_bytes = config->dist.bucket_mib << 20;
+  if (config->dist.reduction == SPT_REDUCTION_TREE)
+    return spt_shard_plan_open_coarse(&config->model, &config->optimizer, params, ranks, bucket_bytes,
+                                      SPT_GRADIENT_PART, plan_p);
+  return spt_shard_plan_open(&config->model, &config->optimizer, params, ranks, bucket_bytes, plan_p);
+}
+
+void trainer_traffic(const spt_config *config, const spt_shard_plan *plan, spt_comm_counter *traffic_p) {
+  if (config->dist.reduction == SPT_REDUCTION_TREE)
+    spt_tree_reduction_traffic(plan, config->batch.sequences / config->batch.micro, 0, traffic_p);
+  else
+    spt_shard_plan_traffic(plan, config->dist.reduction, traffic_p);
+}
+
 static void print_distribution(const spt_config *config, const spt_shard_plan *plan, int ranks) {
   spt_comm_counter traffic[SPT_COLLECTIVE_KINDS];
-  static const char *const names[SPT_COLLECTIVE_KINDS] = {"all-reduce", "reduce-scatter", "all-gather"};
+  static const char *const names[SPT_COLLECTIVE_KINDS] = {"all-reduce", "reduce-scatter", "all-gather", "exchange"};
   printf("ranks               %14d  (%lld sequences each; optimizer load: largest %.2f × the mean)\n", ranks,
          (long long)(config->batch.sequences / ranks), plan->imbalance);
-  spt_shard_plan_traffic(plan, config->dist.reduction, traffic);
+  trainer_traffic(config, plan, traffic);
   for (int kind = 0; kind < SPT_COLLECTIVE_KINDS; kind++)
     if (traffic[kind].messages)
       printf("  %-17s %11.1f MiB  in %lld messages a step\n", names[kind], mib((size_t)traffic[kind].bytes),
@@ -118,7 +142,7 @@ spt_status trainer_dry_run(const spt_config *job, int ranks) {
     config.batch.micro = spt_config_choose_micro(&config, ranks, backend->threads);
   if (status == SPT_OK) status = spt_params_open(&config.model, &params);
   if (status == SPT_OK)
-    status = spt_shard_plan_open(&config.model, &config.optimizer, params, ranks, config.dist.bucket_mib << 20, &plan);
+    status = trainer_plan_open(&config, params, ranks, &plan);
   if (status == SPT_OK) status = spt_model_measure(backend, &config.model, config.batch.micro, true, &memory);
   if (status == SPT_OK) {
     trainer_note_preset(&config);

@@ -80,8 +80,7 @@ static spt_status open_compute(trainer *t) {
   t->backend->profiling = false; // until the first step
   SPT_TRY(spt_params_open(&config->model, &t->params));
   spt_flops_count(&config->model, &config->optimizer, t->params, &t->flops);
-  SPT_TRY(spt_shard_plan_open(&config->model, &config->optimizer, t->params, t->comm->size,
-                              config->dist.bucket_mib << 20, &t->plan));
+  SPT_TRY(trainer_plan_open(config, t->params, t->comm->size, &t->plan));
   SPT_TRY(open_slabs(t));
   SPT_TRY(spt_model_open(t->backend, &config->model, t->params, &t->plan->layout, t->parameters, t->gradients,
                          config->batch.micro, &t->model));
@@ -133,6 +132,15 @@ static spt_status open_prefetch(trainer *t) {
   return spt_prefetch_open(&options, &t->prefetch);
 }
 
+static spt_status open_data_parallel(trainer *t) {
+  const bool overlap = t->config.dist.overlap;
+  if (t->tree)
+    return spt_data_parallel_open_tree(t->comm, t->plan, trainer_tree_reduction(t), overlap, t->parameters,
+                                       t->gradients, &t->data_parallel);
+  return spt_data_parallel_open(t->comm, t->plan, t->config.dist.reduction, overlap, t->parameters, t->gradients,
+                                &t->data_parallel);
+}
+
 /* Whether the run saves before its end: every so often, or a new best validation. */
 static bool saves_on_the_way(const spt_config *config) {
   const int64_t steps = config->schedule.steps;
@@ -147,8 +155,8 @@ spt_status trainer_open(trainer *t) {
   PHASE(open_folder(t));
   PHASE(open_data(t));
   PHASE(open_compute(t));
-  PHASE(spt_data_parallel_open(t->comm, t->plan, config->dist.reduction, config->dist.overlap, t->parameters,
-                               t->gradients, &t->data_parallel));
+  PHASE(trainer_tree_open(t));
+  PHASE(open_data_parallel(t));
   PHASE(spt_checkpoint_saver_open(t->comm, t->backend, t->items, t->item_count, &t->saver));
   if (saves_on_the_way(config)) spt_checkpoint_saver_prepare(t->saver);
   PHASE(trainer_load_state(t));
@@ -164,6 +172,7 @@ void trainer_close(trainer *t) {
   spt_checkpoint_saver_close(&t->saver);
   if (t->metrics) spt_metrics_close(&t->metrics);
   spt_data_parallel_close(&t->data_parallel);
+  trainer_tree_close(t);
   spt_optimizer_close(&t->optimizer);
   spt_model_close(&t->model);
   spt_slab_fini(&t->gradient_slab);

@@ -52,7 +52,7 @@ void trainer_progress_open(const trainer *t) {
   trainer_progress_event("%d rank%s × (%s), micro-batch %lld, %s%s; data: %lld training tokens in %d file%s",
                          t->comm->size, t->comm->size == 1 ? "" : "s", t->backend->description,
                          (long long)config->batch.micro,
-                         config->dist.reduction == SPT_REDUCTION_ALL_REDUCE ? "all-reduce" : "reduce-scatter",
+                         config->dist.reduction == SPT_REDUCTION_ALL_REDUCE ? "all-reduce" : config->dist.reduction == SPT_REDUCTION_TREE ? "tree" : "reduce-scatter",
                          config->dist.overlap ? ", overlapped" : "", (long long)spt_token_stream_tokens(t->train),
                          spt_token_stream_files(t->train), spt_token_stream_files(t->train) == 1 ? "" : "s");
 }

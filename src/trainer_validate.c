@@ -34,22 +34,40 @@ static int64_t count_windows(const trainer *t) {
   return wanted > 0 ? wanted : 1;
 }
 
+int64_t trainer_validation_batches(const trainer *t) {
+  return (count_windows(t) + t->config.batch.micro - 1) / t->config.batch.micro;
+}
+
+/* This rank's windows. With reduction = "tree" whole micro-batches, so that each is the same on any number of ranks. */
+static void own_windows(const trainer *t, int64_t windows, int64_t *begin_p, int64_t *end_p) {
+  const int64_t size = t->comm->size, rank = t->comm->rank, micro = t->config.batch.micro;
+  const int64_t units = t->tree ? trainer_validation_batches(t) : windows, length = t->tree ? micro : 1;
+  *begin_p = units * rank / size * length;
+  *end_p = units * (rank + 1) / size * length;
+  if (*end_p > windows) *end_p = windows;
+}
+
 spt_status trainer_validate(trainer *t, const volatile sig_atomic_t *stop, double *loss_p, bool *done_p) {
   const double start = trainer_now();
-  const int64_t windows = count_windows(t), size = t->comm->size, rank = t->comm->rank, micro = t->config.batch.micro;
-  const int64_t begin = windows * rank / size, end = windows * (rank + 1) / size;
-  const int64_t passes = ((windows + size - 1) / size + micro - 1) / micro; // of the rank with most windows
-  double sum = 0;
+  const int64_t windows = count_windows(t), size = t->comm->size, micro = t->config.batch.micro;
+  const int64_t batches = trainer_validation_batches(t);
+  const int64_t passes = t->tree ? (batches + size - 1) / size
+                                 : ((windows + size - 1) / size + micro - 1) / micro; // of the rank with most windows
+  int64_t begin, end;
+  double sum = 0, *sums = t->tree ? trainer_tree_validation(t) : NULL;
+  own_windows(t, windows, &begin, &end);
   *done_p = true;
   for (int64_t pass = 0; *done_p && pass < passes; pass++) {
     spt_watchdog_at(&t->here, t->step, SPT_PHASE_VALIDATION);
-    const spt_status status = validate_pass(t, begin, end, pass, &sum);
+    const int64_t batch = begin / micro + pass; // of the tree
+    const spt_status status = validate_pass(t, begin, end, pass, sums && batch < batches ? &sums[batch] : &sum);
     double flags[2] = {status != SPT_OK, *stop != 0}; // one small message a pass keeps all ranks together
     SPT_TRY(t->comm->ops->reduce_double(t->comm, flags, 2, SPT_REDUCE_SUM));
     if (flags[0] > 0) return spt_comm_agree(t->comm, status, NULL);
     *done_p = flags[1] == 0;
   }
-  SPT_TRY(t->comm->ops->reduce_double(t->comm, &sum, 1, SPT_REDUCE_SUM));
+  SPT_TRY(t->tree ? trainer_tree_validation_sum(t, batches, &sum)
+                  : t->comm->ops->reduce_double(t->comm, &sum, 1, SPT_REDUCE_SUM));
   *loss_p = sum / (double)(windows * t->config.model.seq_len);
   t->times.validation += trainer_now() - start;
   return SPT_OK;

@@ -8,7 +8,7 @@
 #include <time.h>
 
 static const char *const call_names[PMPI_CALLS] = {
-    "MPI_Iallreduce", "MPI_Ireduce_scatter", "MPI_Iallgatherv", "MPI_Allreduce",
+    "MPI_Iallreduce", "MPI_Ireduce_scatter", "MPI_Iallgatherv", "MPI_Ialltoallv", "MPI_Allreduce",
     "MPI_Bcast",      "MPI_Barrier",         "MPI_Send",        "MPI_Recv"};
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; // point-to-point calls come from a second thread
@@ -118,6 +118,16 @@ int MPI_Iallgatherv(const void *send, int send_count, MPI_Datatype send_type, vo
   const double posted = pmpi_shim_now();
   int code = PMPI_Iallgatherv(send, send_count, send_type, receive, counts, displs, type, comm, request);
   if (code == MPI_SUCCESS) note_posted(PMPI_IALLGATHERV, bytes_of(sum_of(counts, comm), type), posted, *request);
+  return code;
+}
+
+int MPI_Ialltoallv(const void *send, const int send_counts[], const int send_displs[], MPI_Datatype send_type,
+                   void *receive, const int counts[], const int displs[], MPI_Datatype type, MPI_Comm comm,
+                   MPI_Request *request) {
+  const double posted = pmpi_shim_now();
+  int code =
+      PMPI_Ialltoallv(send, send_counts, send_displs, send_type, receive, counts, displs, type, comm, request);
+  if (code == MPI_SUCCESS) note_posted(PMPI_IALLTOALLV, bytes_of(sum_of(send_counts, comm), send_type), posted, *request);
   return code;
 }
 

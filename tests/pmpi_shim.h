@@ -13,6 +13,7 @@ typedef enum {
   PMPI_IALLREDUCE,      /* bytes: count·4 */
   PMPI_IREDUCE_SCATTER, /* bytes: of all ranks' runs together */
   PMPI_IALLGATHERV,     /* bytes: of all ranks' runs together */
+  PMPI_IALLTOALLV,      /* bytes: handed over, to all ranks together */
   PMPI_ALLREDUCE,
   PMPI_BCAST,
   PMPI_BARRIER,

@@ -156,16 +156,56 @@ static void test_all_gather(void **state) {
   mpi_test_passed();
 }
 
+/* Each sender's runs go to their ranks; those that do not send hand over nothing. */
+static void test_exchange(void **state) {
+  (void)state;
+  const int size = test_comm->size, rank = test_comm->rank;
+  int64_t *cuts = malloc((size_t)(IN_FLIGHT * (size + 1)) * sizeof *cuts);
+  bool *senders = malloc((size_t)(IN_FLIGHT * size) * sizeof *senders);
+  assert_true(cuts && senders);
+  float *buffers[IN_FLIGHT], *received[IN_FLIGHT];
+  spt_request *requests[IN_FLIGHT];
+  for (uint64_t round = 0; round < 6; round++) {
+    for (int k = 0; k < IN_FLIGHT; k++) {
+      int64_t *mine = cuts + k * (size + 1), own;
+      random_cuts(41 * round + (uint64_t)k, k < 2 ? k + 1 : 0, mine);
+      own = mine[rank + 1] - mine[rank];
+      for (int p = 0; p < size; p++) // all, none, some
+        senders[k * size + p] = k == 0 || (k > 1 && random_below(500 + round, (uint64_t)(k * size + p), 2) == 0);
+      buffers[k] = new_buffer(mine[size] - mine[0]);
+      received[k] = new_buffer(size * own);
+      for (int64_t i = 0; i < mine[size] - mine[0]; i++) buffers[k][i] = value(rank, round, i + k);
+      mpi_test_ok(test_comm->ops->exchange_start(test_comm, senders[k * size + rank] ? buffers[k] : NULL, mine,
+                                                 senders + k * size, received[k], &requests[k]));
+    }
+    for (int k = 0; k < IN_FLIGHT; k++) {
+      const int64_t *mine = cuts + k * (size + 1), own = mine[rank + 1] - mine[rank];
+      complete(&requests[k], (k + (int)round) % 3);
+      const float *at = received[k];
+      for (int p = 0; p < size; p++) {
+        if (!senders[k * size + p]) continue;
+        for (int64_t i = 0; i < own; i++) assert_true(*at++ == value(p, round, mine[rank] - mine[0] + i + k));
+      }
+      free_buffer(buffers[k], mine[size] - mine[0]);
+      free_buffer(received[k], size * own);
+    }
+  }
+  free(senders);
+  free(cuts);
+  mpi_test_passed();
+}
+
 /* What the communicator counts is what MPI was given. */
 static void test_counters(void **state) {
   (void)state;
-  static const pmpi_call calls[SPT_COLLECTIVE_KINDS] = {PMPI_IALLREDUCE, PMPI_IREDUCE_SCATTER, PMPI_IALLGATHERV};
+  static const pmpi_call calls[SPT_COLLECTIVE_KINDS] = {PMPI_IALLREDUCE, PMPI_IREDUCE_SCATTER, PMPI_IALLGATHERV,
+                                                      PMPI_IALLTOALLV};
   for (int kind = 0; kind < SPT_COLLECTIVE_KINDS; kind++) {
     pmpi_total total = pmpi_shim_total(calls[kind]);
     assert_true(total.count == test_comm->counters[kind].messages);
     assert_true(total.bytes == test_comm->counters[kind].bytes);
     assert_true((total.count > 0) ==
-                (test_comm->size > 1)); // alone nothing is started; else all three kinds were, above
+                (test_comm->size > 1)); // alone nothing is started; else all kinds were, above
   }
   mpi_test_passed();
 }
@@ -342,7 +382,7 @@ static void test_errors(void **state) {
 int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       MPI_TEST(test_place),         MPI_TEST(test_all_reduce), MPI_TEST(test_reduce_scatter),
-      MPI_TEST(test_all_gather),    MPI_TEST(test_counters),   MPI_TEST(test_small_operations),
+      MPI_TEST(test_all_gather), MPI_TEST(test_exchange),    MPI_TEST(test_counters),   MPI_TEST(test_small_operations),
       MPI_TEST(test_agree_one),     MPI_TEST(test_agree_many), MPI_TEST(test_send_receive),
       MPI_TEST(test_second_thread), MPI_TEST(test_errors),     MPI_TEST(test_counters),
   };

@@ -1,9 +1,10 @@
-/* The data-parallel step under MPI: a backward pass played by the test, in both reductions, with and without overlap.
+/* The data-parallel step under MPI: a backward pass played by the test, in all reductions, with and without overlap.
  */
 #include "mpi_test.h"
 #include "pmpi_shim.h"
 
 #include "dist/data_parallel.h"
+#include "host_backend.h"
 
 #include <math.h>
 
@@ -20,6 +21,8 @@ typedef struct setting {
   spt_reduction reduction;
   bool overlap;
   spt_data_parallel *dp;
+  int64_t micro_batches; /* of a rank; one but for the tree */
+  spt_tree_reduction *tree;
 } setting;
 
 static void open_setting(setting *s, uint64_t n, spt_reduction reduction, bool overlap) {
@@ -46,12 +49,22 @@ static void open_setting(setting *s, uint64_t n, spt_reduction reduction, bool o
   assert_true(s->parameters && s->gradients && s->base);
   for (int64_t i = 0; i < s->plan->layout.elements; i++)
     s->base[i] = (float)(random_below(2000 + n, (uint64_t)i, 4001) - 2000);
-  mpi_test_ok(spt_data_parallel_open(test_comm, s->plan, reduction, overlap, s->parameters, s->gradients, &s->dp));
+  s->micro_batches = reduction == SPT_REDUCTION_TREE ? 1 + random_below(n, 8, 9) : 1;
+  if (reduction != SPT_REDUCTION_TREE) {
+    mpi_test_ok(spt_data_parallel_open(test_comm, s->plan, reduction, overlap, s->parameters, s->gradients, &s->dp));
+    return;
+  }
+  mpi_test_ok(spt_tree_reduction_open(test_comm, &host_backend, s->plan, s->micro_batches * test_comm->size,
+                                      s->gradients, &s->tree));
+  mpi_test_ok(
+      spt_data_parallel_open_tree(test_comm, s->plan, s->tree, overlap, s->parameters, s->gradients, &s->dp));
 }
 
 static void close_setting(setting *s) {
   spt_data_parallel_close(&s->dp);
   assert_null(s->dp);
+  spt_tree_reduction_close(&s->tree);
+  assert_null(s->tree);
   free(s->parameters);
   free(s->gradients);
   free(s->base);
@@ -69,10 +82,23 @@ static float sum_of_gradients(const setting *s, int step, int64_t at) {
   return (float)size * s->base[at] + (float)(size * (size + 1) / 2 * (step + 3));
 }
 
+/* A step's micro-batches but the last, each with a part of the gradient. Returns what the last must have less. */
+static float play_kept(setting *s) {
+  float kept = 0;
+  for (int64_t i = 0; s->tree && i < s->plan->layout.elements; i++) s->gradients[i] = 0;
+  for (int64_t batch = 0; batch + 1 < s->micro_batches; batch++) {
+    for (int64_t i = 0; i < s->plan->layout.elements; i++) s->gradients[i] += (float)(7 * batch + 1);
+    mpi_test_ok(spt_tree_reduction_keep(s->tree));
+    kept += (float)(7 * batch + 1);
+  }
+  return kept;
+}
+
 /* Backward: gradients not yet computed are NaN, so a bucket that is sent too early shows. *last_begin_p: when the last
  * stage began. */
 static void play_backward(setting *s, int step, double *last_begin_p) {
   spt_backward_hooks hooks = spt_data_parallel_hooks(s->dp);
+  const float kept = play_kept(s);
   for (int64_t i = 0; i < s->plan->layout.elements; i++) s->gradients[i] = NAN;
   const int last = (int)s->model.layers + 1;
   for (int stage = 0; stage <= last; stage++) {
@@ -81,7 +107,7 @@ static void play_backward(setting *s, int step, double *last_begin_p) {
       if (spt_model_stage(&s->model, s->params, t) != stage) continue;
       for (int64_t i = 0; i < s->params->tensors[t].count; i++)
         s->gradients[s->plan->layout.offset[t] + i] =
-            gradient_of(s, test_comm->rank, step, s->plan->layout.offset[t] + i);
+            gradient_of(s, test_comm->rank, step, s->plan->layout.offset[t] + i) - kept;
       mpi_test_ok(hooks.progress(hooks.context));
     }
     mpi_test_ok(hooks.grad_ready(hooks.context, stage));
@@ -127,7 +153,8 @@ static void check_parameters(const setting *s, int steps) {
 
 static void check_overlap(const setting *s, const spt_overlap *overlap, int first_event, double last_begin) {
   const bool active = s->overlap && test_comm->size > 1;
-  assert_int_equal(overlap->buckets, s->plan->bucket_count);
+  const int each = s->tree ? spt_tree_reduction_exchanges_of(s->tree) : 1; // reductions of a bucket
+  assert_int_equal(overlap->buckets, s->plan->bucket_count * each);
   assert_true(overlap->wait_seconds >= 0);
   if (!active) {
     assert_int_equal(overlap->posted_in_backward, 0);
@@ -137,6 +164,7 @@ static void check_overlap(const setting *s, const spt_overlap *overlap, int firs
   int early = 0; // of the plan: ready before the last stage; of MPI: called before it began
   for (int i = 0; i < s->plan->bucket_count; i++) early += s->plan->buckets[i].ready_stage <= (int)s->model.layers;
   assert_true(early > 0);
+  early *= each;
   assert_int_equal(overlap->posted_in_backward, early);
   for (int i = 0; i < early; i++) assert_true(pmpi_shim_event(first_event + i).posted <= last_begin);
   assert_true(pmpi_shim_event(first_event + early).posted >= last_begin);
@@ -159,22 +187,31 @@ static void check_training(setting *s) {
   }
 }
 
-/* Both reductions, overlapped or not, give exactly the same parameters: check_training knows them. Bytes and messages
+static spt_reduction reduction_of(uint64_t n) {
+  static const spt_reduction reductions[] = {SPT_REDUCTION_REDUCE_SCATTER, SPT_REDUCTION_ALL_REDUCE, SPT_REDUCTION_TREE};
+  return reductions[n % 3];
+}
+
+/* All reductions, overlapped or not, give exactly the same parameters: check_training knows them. Bytes and messages
  * handed to MPI are those of the plan's formula. */
 static void test_training(void **state) {
   (void)state;
-  static const pmpi_call calls[SPT_COLLECTIVE_KINDS] = {PMPI_IALLREDUCE, PMPI_IREDUCE_SCATTER, PMPI_IALLGATHERV};
-  for (uint64_t n = 0; n < 24; n++) {
+  static const pmpi_call calls[SPT_COLLECTIVE_KINDS] = {PMPI_IALLREDUCE, PMPI_IREDUCE_SCATTER, PMPI_IALLGATHERV,
+                                                      PMPI_IALLTOALLV};
+  for (uint64_t n = 0; n < 36; n++) {
     setting s;
     pmpi_total before[SPT_COLLECTIVE_KINDS];
     spt_comm_counter expected[SPT_COLLECTIVE_KINDS], counted[SPT_COLLECTIVE_KINDS];
     memcpy(counted, test_comm->counters, sizeof counted);
     for (int k = 0; k < SPT_COLLECTIVE_KINDS; k++) before[k] = pmpi_shim_total(calls[k]);
 
-    open_setting(&s, n / 4, n % 2 ? SPT_REDUCTION_ALL_REDUCE : SPT_REDUCTION_REDUCE_SCATTER, n / 2 % 2 == 0);
+    open_setting(&s, n / 6, reduction_of(n), n / 3 % 2 == 0);
     check_training(&s);
 
-    spt_shard_plan_traffic(s.plan, s.reduction, expected);
+    if (s.tree)
+      spt_tree_reduction_traffic(s.plan, s.micro_batches * test_comm->size, test_comm->rank, expected);
+    else
+      spt_shard_plan_traffic(s.plan, s.reduction, expected);
     for (int k = 0; k < SPT_COLLECTIVE_KINDS; k++) {
       const pmpi_total total = pmpi_shim_total(calls[k]);
       assert_true(total.count - before[k].count == STEPS * expected[k].messages);
@@ -197,15 +234,16 @@ static int completed_events(int first, int count) {
  */
 static void test_overlap_completes(void **state) {
   (void)state;
-  for (uint64_t n = 0; n < 4; n++) {
+  for (uint64_t n = 0; n < 6; n++) {
     setting s;
-    open_setting(&s, 700 + n / 2, n % 2 ? SPT_REDUCTION_ALL_REDUCE : SPT_REDUCTION_REDUCE_SCATTER, true);
+    open_setting(&s, 700 + n / 3, reduction_of(n), true);
     spt_backward_hooks hooks = spt_data_parallel_hooks(s.dp);
     const int first = pmpi_shim_event_count();
     double last_begin = 0;
     play_backward(&s, 0, &last_begin);
     const int posted = pmpi_shim_event_count() - first;
-    assert_int_equal(posted, test_comm->size > 1 ? s.plan->bucket_count : 0);
+    const int each = s.tree ? spt_tree_reduction_exchanges_of(s.tree) : 1;
+    assert_int_equal(posted, test_comm->size > 1 ? s.plan->bucket_count * each : 0);
     const double begin = pmpi_shim_now();
     while (completed_events(first, posted) < posted && pmpi_shim_now() - begin < PATIENCE)
       mpi_test_ok(hooks.progress(hooks.context));

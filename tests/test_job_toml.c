@@ -193,7 +193,7 @@ static void errors_of_sets(void **state) {
       {"model.hidden=9\nx=1", {"[model] hidden: must be an integer", ""}}, // one value, not two lines
       {"model.hidden=98", {"--set model.hidden=98: [model] hidden = 98: must be a multiple of heads (4)", "96"}},
       {"model.hidden=92", {"my job.toml:4:1: [model] heads = 4: the width of a head", "23"}}, // where heads was given
-      {"dist.reduction=tree", {"[dist] reduction = \"tree\": no such name", "all-reduce, reduce-scatter"}},
+      {"dist.reduction=trees", {"[dist] reduction = \"trees\": no such name", "all-reduce, reduce-scatter, tree"}},
       {"run.name=\xff", {"[run] name: must be UTF-8", ""}},
       {"schedule.steps=1e3", {"[schedule] steps: must be an integer, not floating-point", ""}},
       {"model.preset=XXL", {"--set model.preset=XXL: [model] preset", "2.7B"}},

@@ -49,6 +49,23 @@ static void gemm_body(ops_fixture *f) {
   for (int64_t i = 0; i < m * n; i++) assert_true(single[i] == in_batch[i]);
 }
 
+static void add_body(ops_fixture *f) {
+  const int64_t count = ops_draw(f, 1, 200000);
+  double *a = ops_random(f, count, 3.0), *b = ops_random(f, count, 3.0);
+  float *x = ops_put(f, a, count, SPT_F32), *y = ops_put(f, b, count, SPT_F32), *out = ops_poison(f, count, SPT_F32);
+  double *want = ops_random(f, count, 1.0);
+  for (int64_t i = 0; i < count; i++) want[i] = (double)((float)a[i] + (float)b[i]);
+  OPS_OK(f->backend->ops->add(f->backend, count, x, y, out));
+  const double *sum = ops_get(f, out, count, SPT_F32);
+  for (int64_t i = 0; i < count; i++) assert_true(sum[i] == want[i]);
+  OPS_OK(f->backend->ops->add(f->backend, count, x, NULL, out));
+  const double *copy = ops_get(f, out, count, SPT_F32);
+  for (int64_t i = 0; i < count; i++) assert_true((float)copy[i] == (float)a[i]);
+  OPS_OK(f->backend->ops->add(f->backend, count, x, y, ops_draw(f, 0, 1) ? x : y)); // in place
+  const double *left = ops_get(f, x, count, SPT_F32), *right = ops_get(f, y, count, SPT_F32);
+  for (int64_t i = 0; i < count; i++) assert_true(left[i] == want[i] || right[i] == want[i]);
+}
+
 static void stats_body(ops_fixture *f) {
   const int64_t count = ops_draw(f, 1, 200000), bad = ops_draw(f, 0, 3);
   double *g = ops_random(f, count, 3.0), want = 1.5;
@@ -176,6 +193,7 @@ static void test_batched_gemm(void **state) {
 static void test_stats(void **state) {
   (void)state;
   ops_run("gradient stats", stats_body, 4);
+  ops_run("add", add_body, 4);
 }
 static void test_factors(void **state) {
   (void)state;

@@ -158,6 +158,7 @@ typedef enum {
   SPT_OP_DOWN,
   SPT_OP_HEAD,
   SPT_OP_ZERO,
+  SPT_OP_ADD,
   SPT_OP_GRADIENT_STATS,
   SPT_OP_MOMENTUM,
   SPT_OP_BATCHED_GEMM,
@@ -198,6 +199,8 @@ typedef struct spt_ops {
   spt_status (*upload)(spt_backend *backend, void *device, const void *host, size_t bytes);
   spt_status (*download)(spt_backend *backend, void *host, const void *device, size_t bytes); /* waits for issued work */
   spt_status (*zero)(spt_backend *backend, void *pointer, size_t bytes);
+  /* out = a + b, or a copy of a where b is NULL; out may be a or b */
+  spt_status (*add)(spt_backend *backend, int64_t count, const float *a, const float *b, float *out);
   spt_status (*synchronize)(spt_backend *backend);
   /* bytes of `workspace` that cover every model op for this model at `tokens` per pass; train = backward too */
   size_t (*workspace_bytes)(spt_backend *backend, const spt_model_config *model, int64_t tokens, bool train);

@@ -210,10 +210,11 @@ static const char *either(int64_t first, int64_t second, char text[64]) {
 }
 
 int64_t spt_config_choose_micro(const spt_config *config, int size, int threads) {
-  const int64_t wanted = (int64_t)threads * MICRO_TOKENS_PER_THREAD;
+  const bool fixed = config->dist.reduction == SPT_REDUCTION_TREE;
+  const int64_t wanted = fixed ? MICRO_TOKENS : (int64_t)threads * MICRO_TOKENS_PER_THREAD;
   const int64_t most = (wanted > MICRO_TOKENS ? wanted : MICRO_TOKENS) / config->model.seq_len;
   int64_t below, above;
-  nearest_divisors(config->batch.sequences / size, most < 1 ? 1 : most, &below, &above);
+  nearest_divisors(config->batch.sequences / (fixed ? 1 : size), most < 1 ? 1 : most, &below, &above);
   return below;
 }
 
@@ -232,9 +233,17 @@ spt_status spt_config_check_ranks(spt_config *config, int size) {
   }
   const int64_t share = sequences / size;
   int64_t *micro = &config->batch.micro;
-  if (*micro == 0) {
-    *micro = spt_config_choose_micro(config, size, 1);
-  } else if (share % *micro != 0) {
+  const bool chosen = *micro == 0;
+  if (chosen) *micro = spt_config_choose_micro(config, size, 1);
+  if (chosen && share % *micro != 0) { // reduction = "tree" alone
+    nearest_divisors(sequences / *micro, size, &below, &above);
+    return SPT_FAIL(SPT_ERR_USAGE,
+                    "[dist] reduction = \"tree\": %d ranks do not divide the %lld micro-batches of %lld sequences chosen "
+                    "for it; set batch.micro to a divisor of %lld (the result depends on it), or start %s ranks",
+                    size, (long long)(sequences / *micro), (long long)*micro, (long long)share,
+                    either(below, above, ranks));
+  }
+  if (share % *micro != 0) {
     nearest_divisors(share, *micro, &below, &above);
     return SPT_FAIL(SPT_ERR_USAGE, "[batch] micro = %lld: must divide a rank's %lld sequences; set it to %s",
                     (long long)*micro, (long long)share, either(below, above, batches));

@@ -14,7 +14,7 @@
 typedef enum { SPT_LOW_RANK, SPT_LOW_RANK_FFN, SPT_DENSE } spt_parameterization;
 typedef enum { SPT_METHOD_SPECTRON, SPT_METHOD_MUON, SPT_METHOD_RENORM, SPT_METHOD_SGD, SPT_METHOD_ADAMW } spt_method;
 typedef enum { SPT_SCHEDULE_COSINE, SPT_SCHEDULE_LINEAR, SPT_SCHEDULE_CONSTANT } spt_schedule_kind;
-typedef enum { SPT_REDUCTION_ALL_REDUCE, SPT_REDUCTION_REDUCE_SCATTER } spt_reduction;
+typedef enum { SPT_REDUCTION_ALL_REDUCE, SPT_REDUCTION_REDUCE_SCATTER, SPT_REDUCTION_TREE } spt_reduction;
 typedef enum { SPT_PRECISION_AUTO, SPT_PRECISION_BF16, SPT_PRECISION_FP32 } spt_precision;
 typedef enum { SPT_BACKEND_AUTO, SPT_BACKEND_CPU, SPT_BACKEND_CUDA } spt_backend_kind;
 
@@ -79,7 +79,7 @@ typedef struct spt_config {
     bool resume;          /* as if --resume were given */
   } checkpoint;
   struct {
-    spt_reduction reduction;
+    spt_reduction reduction; /* TREE: bit-identical for any number of ranks that divides sequences/micro */
     int64_t bucket_mib;
     bool overlap;
     /* Without progress, or without a sign of life, the job is ended; 0 = never. */
@@ -113,11 +113,11 @@ spt_status spt_config_apply_preset(const char *name, spt_model_config *model);
 /* Derives what was left out (kv_heads = heads, ffn = 8/3·hidden rounded up to a multiple of 256, steps from tokens) and
  * checks every value that needs no file and no rank count. SPT_ERR_USAGE words the key, the value and the remedy. */
 spt_status spt_config_complete(spt_config *config);
-/* Checks that `size` ranks divide the batch and chooses batch.micro when it is 0 (the largest divisor of the rank's
- * share with at most 2048 tokens a pass). SPT_ERR_USAGE names the nearest batch sizes or rank counts that do. */
+/* Checks that `size` ranks divide the batch, with reduction = "tree" its micro-batches, and chooses batch.micro when it is 0 (spt_config_choose_micro). SPT_ERR_USAGE names the nearest batch sizes or rank counts that do. */
 spt_status spt_config_check_ranks(spt_config *config, int size);
 /* The micro-batch that is chosen where none is given: the largest divisor of a rank's share of the batch, which `size`
- * divides, with at most 2048 tokens, or 512 a thread where that is more. */
+ * divides, with at most 2048 tokens, or 512 a thread where that is more. With reduction = "tree", whose sums depend on
+ * it, it must not depend on the ranks and threads: the largest divisor of the batch with at most 2048 tokens. */
 int64_t spt_config_choose_micro(const spt_config *config, int size, int threads);
 
 /* Tokens of one validation, at most; 0 = all of the set. Where none are given: an eightieth of the tokens that are

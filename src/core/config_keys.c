@@ -65,7 +65,7 @@ static const spt_key keys[] = {
     KEY(SPT_KEY_INT, checkpoint, keep, "[1, 1000000]", SAFE),
     KEY(SPT_KEY_BOOL, checkpoint, resume, NULL, SAFE),
 
-    KEY(SPT_KEY_ENUM, dist, reduction, "all-reduce|reduce-scatter", SAFE),
+    KEY(SPT_KEY_ENUM, dist, reduction, "all-reduce|reduce-scatter|tree", SAFE),
     KEY(SPT_KEY_INT, dist, bucket_mib, "[1, 65536]", SAFE),
     KEY(SPT_KEY_BOOL, dist, overlap, NULL, SAFE),
     KEY(SPT_KEY_REAL, dist, timeout_seconds, "[0, 1e9]", SAFE),

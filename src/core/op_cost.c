@@ -10,6 +10,7 @@ const char *spt_op_name(spt_op op) {
                                                   [SPT_OP_HEAD] = "head and loss",
                                                   [SPT_OP_PACK] = "compute copy",
                                                   [SPT_OP_ZERO] = "zero gradients",
+                                                  [SPT_OP_ADD] = "add gradients",
                                                   [SPT_OP_BATCHED_GEMM] = "Newton-Schulz",
                                                   [SPT_OP_GRADIENT_STATS] = "gradient norm",
                                                   [SPT_OP_MOMENTUM] = "momentum",

@@ -15,7 +15,7 @@
 struct spt_request {
   int slot;             /* index of its handle */
   bool busy, complete;  /* complete: seen by progress, not yet by test or wait */
-  int *counts, *displs; /* [size]; MPI reads them until completion */
+  int *counts, *displs; /* [2·size], of an exchange the received ones second; MPI reads them until completion */
   float *staging;       /* reduce-scatter: receives the own run ... */
   int64_t staging_capacity;
   float *own; /* ... which goes here on completion; NULL: nothing to copy */
@@ -62,7 +62,7 @@ static spt_status pool_grow(mpi_comm *comm) {
   MPI_Status *statuses = realloc(comm->statuses, slots * sizeof *statuses);
   if (statuses) comm->statuses = statuses;
   spt_request *request = calloc(1, sizeof *request);
-  int *counts = calloc(2 * ranks, sizeof *counts);
+  int *counts = calloc(4 * ranks, sizeof *counts);
   if (!requests || !handles || !finished || !statuses || !request || !counts) {
     free(request);
     free(counts);
@@ -70,7 +70,7 @@ static spt_status pool_grow(mpi_comm *comm) {
   }
   request->slot = comm->slots++;
   request->counts = counts;
-  request->displs = counts + ranks;
+  request->displs = counts + 2 * ranks;
   requests[request->slot] = request;
   handles[request->slot] = MPI_REQUEST_NULL;
   return SPT_OK;
@@ -183,6 +183,29 @@ static spt_status mpi_all_gather_start(spt_comm *base, float *buffer, const int6
   MPI_TRY(MPI_Iallgatherv, MPI_IN_PLACE, 0, MPI_FLOAT, buffer, request->counts, request->displs, MPI_FLOAT, comm->bulk,
           &comm->handles[request->slot]);
   pool_started(comm, request, SPT_COLLECTIVE_ALL_GATHER, cuts[base->size] - cuts[0]);
+  *request_p = request;
+  return SPT_OK;
+}
+
+static spt_status mpi_exchange_start(spt_comm *base, const float *buffer, const int64_t *cuts, const bool *senders,
+                                     float *received_p, spt_request **request_p) {
+  mpi_comm *comm = (mpi_comm *)base;
+  const int size = base->size, own = (int)(cuts[base->rank + 1] - cuts[base->rank]);
+  spt_request *request;
+  int64_t received = 0;
+  *request_p = NULL;
+  SPT_TRY(pool_take(comm, &request));
+  SPT_TRY(request_runs(base, request, cuts, "exchange"));
+  for (int p = 0; p < size; p++) {
+    if (!senders[base->rank]) request->counts[p] = 0;
+    request->counts[size + p] = senders[p] ? own : 0;
+    request->displs[size + p] = (int)received;
+    received += request->counts[size + p];
+  }
+  SPT_TRY(check_count(received, "exchange"));
+  MPI_TRY(MPI_Ialltoallv, buffer, request->counts, request->displs, MPI_FLOAT, received_p, request->counts + size,
+          request->displs + size, MPI_FLOAT, comm->bulk, &comm->handles[request->slot]);
+  pool_started(comm, request, SPT_COLLECTIVE_EXCHANGE, senders[base->rank] ? cuts[size] - cuts[0] : 0);
   *request_p = request;
   return SPT_OK;
 }
@@ -315,6 +338,7 @@ static const spt_comm_ops mpi_ops = {
     .all_reduce_start = mpi_all_reduce_start,
     .reduce_scatter_start = mpi_reduce_scatter_start,
     .all_gather_start = mpi_all_gather_start,
+    .exchange_start = mpi_exchange_start,
     .test = mpi_test,
     .wait = mpi_wait,
     .progress = mpi_progress,
@@ -326,8 +350,15 @@ static const spt_comm_ops mpi_ops = {
     .abort = mpi_abort,
 };
 
+/* Open MPI makes a peer's endpoint at the first message, and two threads that do so at once have crashed it and hung it
+ * (the watchdog's first heartbeat against a step's first reduction): here they are all made inside MPI_Init. */
+static void make_endpoints_early(void) {
+  setenv("OMPI_MCA_mpi_add_procs_cutoff", "65536", 0); // ranks; the user's own setting stands
+}
+
 static spt_status initialise(int *argc_p, char ***argv_p, mpi_comm *comm) {
   int initialised = 0, provided = MPI_THREAD_SINGLE;
+  make_endpoints_early();
   MPI_TRY(MPI_Initialized, &initialised);
   if (initialised) {
     MPI_TRY(MPI_Query_thread, &provided);

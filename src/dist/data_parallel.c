@@ -9,8 +9,10 @@ struct spt_data_parallel {
   spt_reduction reduction;
   bool overlap;
   float *parameters, *gradients; /* not owned */
-  spt_request **requests;        /* [bucket_count] */
-  int posted;                    /* reductions started in this step */
+  spt_tree_reduction *tree;      /* not owned; NULL but for the tree */
+  int a_bucket;                  /* reductions of a bucket */
+  spt_request **requests;        /* [bucket_count·a_bucket] */
+  int posted;                    /* buckets whose reductions are started in this step */
   int last_stage;
   int posted_in_backward; /* of the step that is going on */
   spt_overlap last;       /* of the last whole step */
@@ -22,13 +24,16 @@ static double now(void) {
   return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
 }
 
-spt_status spt_data_parallel_open(spt_comm *comm, const spt_shard_plan *plan, spt_reduction reduction, bool overlap,
-                                  float *parameters, float *gradients, spt_data_parallel **dp_p) {
+/* tree: NULL but for the tree. */
+static spt_status open_reduction(spt_comm *comm, const spt_shard_plan *plan, spt_reduction reduction,
+                                 spt_tree_reduction *tree, bool overlap, float *parameters, float *gradients,
+                                 spt_data_parallel **dp_p) {
   if (plan->size != comm->size)
     return SPT_FAIL(SPT_ERR_RESOURCE, "data-parallel step: the plan is for %d ranks, there are %d", plan->size,
                     comm->size);
+  const int a_bucket = tree ? spt_tree_reduction_exchanges_of(tree) : 1;
   spt_data_parallel *dp = calloc(1, sizeof *dp);
-  spt_request **requests = calloc((size_t)plan->bucket_count + 1, sizeof *requests);
+  spt_request **requests = calloc((size_t)(plan->bucket_count * (a_bucket > 1 ? a_bucket : 1)) + 1, sizeof *requests);
   if (!dp || !requests) {
     free(dp);
     free(requests);
@@ -40,13 +45,24 @@ spt_status spt_data_parallel_open(spt_comm *comm, const spt_shard_plan *plan, sp
                             .overlap = overlap,
                             .parameters = parameters,
                             .gradients = gradients,
+                            .tree = tree,
+                            .a_bucket = a_bucket,
                             .requests = requests};
   if (plan->bucket_count) dp->last_stage = plan->buckets[plan->bucket_count - 1].ready_stage;
-  dp->last.buckets = plan->bucket_count;
+  dp->last.buckets = plan->bucket_count * a_bucket;
   *dp_p = dp;
   return SPT_OK;
 }
 
+spt_status spt_data_parallel_open(spt_comm *comm, const spt_shard_plan *plan, spt_reduction reduction, bool overlap,
+                                  float *parameters, float *gradients, spt_data_parallel **dp_p) {
+  return open_reduction(comm, plan, reduction, NULL, overlap, parameters, gradients, dp_p);
+}
+
+spt_status spt_data_parallel_open_tree(spt_comm *comm, const spt_shard_plan *plan, spt_tree_reduction *tree,
+                                       bool overlap, float *parameters, float *gradients, spt_data_parallel **dp_p) {
+  return open_reduction(comm, plan, SPT_REDUCTION_TREE, tree, overlap, parameters, gradients, dp_p);
+}
 void spt_data_parallel_close(spt_data_parallel **dp_p) {
   if (!*dp_p) return;
   free((*dp_p)->requests);
@@ -60,8 +76,10 @@ static spt_status post_until(spt_data_parallel *dp, int stage) {
   for (; dp->posted < dp->plan->bucket_count && dp->plan->buckets[dp->posted].ready_stage <= stage; dp->posted++) {
     const spt_bucket *bucket = &dp->plan->buckets[dp->posted];
     float *gradients = dp->gradients + bucket->begin;
-    spt_request **request_p = &dp->requests[dp->posted];
-    if (dp->reduction == SPT_REDUCTION_ALL_REDUCE)
+    spt_request **request_p = &dp->requests[dp->posted * dp->a_bucket];
+    if (dp->tree)
+      SPT_TRY(spt_tree_reduction_start(dp->tree, dp->posted, request_p));
+    else if (dp->reduction == SPT_REDUCTION_ALL_REDUCE)
       SPT_TRY(ops->all_reduce_start(dp->comm, gradients, bucket->end - bucket->begin, request_p));
     else
       SPT_TRY(ops->reduce_scatter_start(dp->comm, gradients, bucket->cuts, request_p));
@@ -73,7 +91,7 @@ static spt_status grad_ready(void *context, int stage) {
   spt_data_parallel *dp = context;
   if (!dp->overlap || dp->comm->size == 1) return SPT_OK;
   SPT_TRY(post_until(dp, stage));
-  if (stage < dp->last_stage) dp->posted_in_backward = dp->posted;
+  if (stage < dp->last_stage) dp->posted_in_backward = dp->posted * dp->a_bucket;
   return SPT_OK;
 }
 
@@ -90,22 +108,24 @@ spt_backward_hooks spt_data_parallel_hooks(spt_data_parallel *dp) {
   return (spt_backward_hooks){.context = dp, .grad_ready = grad_ready, .progress = progress};
 }
 
-static spt_status wait_all(spt_data_parallel *dp) {
-  for (int i = 0; i < dp->plan->bucket_count; i++) SPT_TRY(dp->comm->ops->wait(dp->comm, &dp->requests[i]));
+static spt_status wait_all(spt_data_parallel *dp, int count) {
+  for (int i = 0; i < count; i++) SPT_TRY(dp->comm->ops->wait(dp->comm, &dp->requests[i]));
   return SPT_OK;
 }
 
 spt_status spt_data_parallel_reduce_finish(spt_data_parallel *dp) {
-  if (dp->comm->size == 1) return SPT_OK;
-  spt_overlap overlap = {.buckets = dp->plan->bucket_count, .posted_in_backward = dp->posted_in_backward};
+  const int reductions = dp->plan->bucket_count * dp->a_bucket;
+  if (dp->comm->size == 1 && !dp->tree) return SPT_OK;
+  spt_overlap overlap = {.buckets = reductions, .posted_in_backward = dp->posted_in_backward};
   const double begin = now();
-  for (int i = 0; i < dp->posted; i++) {
+  for (int i = 0; i < dp->posted * dp->a_bucket; i++) {
     bool done = false;
     SPT_TRY(dp->comm->ops->test(dp->comm, &dp->requests[i], &done));
     overlap.complete_before_wait += done;
   }
   SPT_TRY(post_until(dp, dp->last_stage));
-  SPT_TRY(wait_all(dp));
+  SPT_TRY(wait_all(dp, reductions));
+  if (dp->tree) SPT_TRY(spt_tree_reduction_finish(dp->tree));
   overlap.wait_seconds = now() - begin;
   dp->posted = dp->posted_in_backward = 0;
   dp->last = overlap;
@@ -119,7 +139,7 @@ spt_status spt_data_parallel_gather(spt_data_parallel *dp) {
     const spt_bucket *bucket = &dp->plan->buckets[i];
     SPT_TRY(dp->comm->ops->all_gather_start(dp->comm, dp->parameters + bucket->begin, bucket->cuts, &dp->requests[i]));
   }
-  SPT_TRY(wait_all(dp));
+  SPT_TRY(wait_all(dp, dp->plan->bucket_count));
   dp->last.gather_seconds = now() - begin;
   return SPT_OK;
 }

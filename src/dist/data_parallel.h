@@ -5,12 +5,13 @@
 #include "comm.h"
 #include "core/model.h"
 #include "shard_plan.h"
+#include "tree_reduction.h"
 
 typedef struct spt_data_parallel spt_data_parallel;
 
 /* What the last step's overlap was: evidence, not assumption. */
 typedef struct spt_overlap {
-  int buckets;
+  int buckets;              /* reductions: of a bucket one, with reduction = "tree" one an exchange */
   int posted_in_backward;   /* reductions started before the last stage was ready */
   int complete_before_wait; /* requests found complete when reduce_finish began */
   double wait_seconds;      /* spent waiting in reduce_finish */
@@ -21,6 +22,9 @@ typedef struct spt_overlap {
 spt_status spt_data_parallel_open(spt_comm *comm, const spt_shard_plan *plan, spt_reduction reduction, bool overlap, float *parameters,
                                   float *gradients, spt_data_parallel **dp_p);
 void spt_data_parallel_close(spt_data_parallel **dp_p);
+/* The same with reduction = "tree", over a tree of its own, borrowed: call spt_tree_reduction_keep after each micro-batch but the last. */
+spt_status spt_data_parallel_open_tree(spt_comm *comm, const spt_shard_plan *plan, spt_tree_reduction *tree, bool overlap, float *parameters,
+                                       float *gradients, spt_data_parallel **dp_p);
 /* Hooks for the backward pass of the step's last micro-batch: starts each bucket as soon as its stage is ready. */
 spt_backward_hooks spt_data_parallel_hooks(spt_data_parallel *dp);
 /* Starts what was not started and waits for all: afterwards the gradients this rank owns (all-reduce: all gradients) are summed over ranks. Collective. */

@@ -28,7 +28,7 @@ typedef struct builder {
   const spt_optimizer_config *optimizer;
   const spt_params *params;
   spt_shard_plan *plan;
-  int64_t bucket_bytes;
+  int64_t bucket_bytes, cut_multiple;
   bool pairs;     /* there are pairs updated as pairs */
   int *owner;     /* [tensor_count] rank, or CUT */
   int *bucket;    /* [tensor_count] bucket of each tensor */
@@ -190,16 +190,16 @@ static int64_t place_run(builder *b, int bucket, int rank, int64_t at) {
   return at;
 }
 
-/* Cuts [begin, end) into the ranks' fractions, at multiples of the alignment. */
+/* Cuts [begin, end) into the ranks' fractions, at multiples of cut_multiple. */
 static void cut_bucket(const builder *b, spt_bucket *bucket) {
   const int size = b->plan->size;
-  const int64_t lines = (bucket->end - bucket->begin) / ALIGNMENT;
+  const int64_t lines = (bucket->end - bucket->begin) / b->cut_multiple;
   double taken = 0;
   bucket->cuts[0] = bucket->begin;
   for (int p = 1; p < size; p++) {
     taken += b->fill[p - 1];
     int64_t line = (int64_t)((double)lines * (taken / b->cut_sum) + 0.5);
-    bucket->cuts[p] = bucket->begin + ALIGNMENT * (line < lines ? line : lines);
+    bucket->cuts[p] = bucket->begin + b->cut_multiple * (line < lines ? line : lines);
   }
   bucket->cuts[size] = bucket->end;
 }
@@ -305,6 +305,12 @@ static spt_status build(builder *b) {
 
 spt_status spt_shard_plan_open(const spt_model_config *model, const spt_optimizer_config *optimizer,
                                const spt_params *params, int size, int64_t bucket_bytes, spt_shard_plan **plan_p) {
+  return spt_shard_plan_open_coarse(model, optimizer, params, size, bucket_bytes, ALIGNMENT, plan_p);
+}
+
+spt_status spt_shard_plan_open_coarse(const spt_model_config *model, const spt_optimizer_config *optimizer,
+                                      const spt_params *params, int size, int64_t bucket_bytes, int64_t cut_multiple,
+                                      spt_shard_plan **plan_p) {
   if (size < 1) return SPT_FAIL(SPT_ERR_USAGE, "shard plan: %d ranks; at least 1 is needed", size);
   if (bucket_bytes < 1)
     return SPT_FAIL(SPT_ERR_USAGE, "shard plan: buckets of %lld bytes; raise [dist] bucket_mib",
@@ -317,6 +323,7 @@ spt_status spt_shard_plan_open(const spt_model_config *model, const spt_optimize
                .params = params,
                .plan = plan,
                .bucket_bytes = bucket_bytes,
+               .cut_multiple = cut_multiple,
                .pairs = params->pair_count > 0 && spt_method_uses_pairs(optimizer->method)};
   spt_status status = build(&b);
   free(b.owner);

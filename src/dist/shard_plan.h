@@ -31,9 +31,13 @@ typedef struct spt_shard_plan {
 /* bucket_bytes: a bucket is closed once it holds this much (pairs are never cut; an elementwise tensor larger than this is a bucket of its own). */
 spt_status spt_shard_plan_open(const spt_model_config *model, const spt_optimizer_config *optimizer, const spt_params *params,
                                int size, int64_t bucket_bytes, spt_shard_plan **plan_p);
+/* The same with cuts at multiples of `cut_multiple` elements from a bucket's beginning, a multiple of 16: coarser, less even shares, for sums
+ * over parts that no cut divides. */
+spt_status spt_shard_plan_open_coarse(const spt_model_config *model, const spt_optimizer_config *optimizer, const spt_params *params,
+                                      int size, int64_t bucket_bytes, int64_t cut_multiple, spt_shard_plan **plan_p);
 void spt_shard_plan_close(spt_shard_plan **plan_p);
 /* Bytes and messages of one step by the formula: all-reduce or reduce-scatter of every bucket, all-gather of every bucket; nothing for
- * one rank. counters_p has SPT_COLLECTIVE_KINDS entries of {messages, bytes} as in comm.h. */
+ * one rank. Not of reduction = "tree" (spt_tree_reduction_traffic). counters_p has SPT_COLLECTIVE_KINDS entries of {messages, bytes} as in comm.h. */
 struct spt_comm_counter;
 void spt_shard_plan_traffic(const spt_shard_plan *plan, spt_reduction reduction, struct spt_comm_counter *counters_p);
 

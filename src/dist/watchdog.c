@@ -14,7 +14,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { TAG = 1, HEARTBEATS_PER_TIMEOUT = 20, POLLS_PER_HEARTBEAT = 5 };
+enum { TAG = 1, GREETING, HEARTBEATS_PER_TIMEOUT = 20, POLLS_PER_HEARTBEAT = 5 };
 static const double heartbeat_longest = 1.0, heartbeat_shortest = 0.05;
 
 typedef struct message {
@@ -234,6 +234,18 @@ static void free_all(spt_watchdog *w) {
   free(w);
 }
 
+/* A first message each way between rank 0 and every other, before there is a second thread: connections are made when
+ * first used, which MPI libraries do less surely with two threads at it. Collective. */
+static int greet(spt_watchdog *w) {
+  message hello = {0};
+  int code = MPI_SUCCESS;
+  for (int i = 0; code == MPI_SUCCESS && i < w->peers; i++) {
+    if (w->comm->rank == 0 && i == 0) continue;
+    code = MPI_Sendrecv_replace(&hello, sizeof hello, MPI_BYTE, i, GREETING, i, GREETING, w->wire, MPI_STATUS_IGNORE);
+  }
+  return code;
+}
+
 spt_status spt_watchdog_open(spt_comm *comm, spt_whereabouts *here, const spt_watchdog_limits *limits,
                              spt_watchdog **watchdog_p) {
   *watchdog_p = NULL;
@@ -255,7 +267,7 @@ spt_status spt_watchdog_open(spt_comm *comm, spt_whereabouts *here, const spt_wa
   status = spt_comm_agree(comm, status, NULL);
   if (status != SPT_OK) return free_all(w), status;
   for (int i = 0; i < w->peers; i++) w->sends[i] = MPI_REQUEST_NULL;
-  if (MPI_Comm_dup(MPI_COMM_WORLD, &w->wire) != MPI_SUCCESS ||
+  if (MPI_Comm_dup(MPI_COMM_WORLD, &w->wire) != MPI_SUCCESS || greet(w) != MPI_SUCCESS ||
       MPI_Irecv(&w->incoming, sizeof w->incoming, MPI_BYTE, MPI_ANY_SOURCE, TAG, w->wire, &w->receive) != MPI_SUCCESS) {
     free_all(w);
     return SPT_FAIL(SPT_ERR_RESOURCE, "watchdog: MPI gives it no communicator");
