@@ -13,13 +13,19 @@ total() { sed -n "s/.*\"$1\": {\"count\": \([0-9]*\), \"bytes\": \([0-9]*\)}.*/\
 # recorded KEY: the per-step number in the metrics, which is the plan's formula
 recorded() { sed -n "1s/.*\"$1\": *\([0-9]*\).*/\1/p" "$2/metrics.jsonl"; }
 
-for mode in all-reduce reduce-scatter; do
+for mode in all-reduce reduce-scatter tree; do
     for p in 1 2 3; do
         run=run-$mode-$p
+        call=MPI_Iallreduce micro=0 last=$steps # last: reductions that wait for the end of backward, the embedding's
+        case $mode in
+        reduce-scatter) call=MPI_Ireduce_scatter ;;
+        tree) # of six micro-batches one of two ranks has two sums, one of three a single one
+            call=MPI_Ialltoallv micro=4
+            [ $p != 2 ] || last=$((2 * steps))
+            ;;
+        esac
         sh "$mpi_run" $p env LD_PRELOAD="$shim" SPT_PMPI_OUT="$work/pmpi-%d.json" "$trainer" --threads 1 --profile --set run.output=$run \
-            --set dist.reduction=$mode --set schedule.steps=$steps --set validation.every=0 job.toml >log 2>&1 || { cat log; fail "$mode on $p ranks"; }
-        call=MPI_Iallreduce
-        [ $mode = all-reduce ] || call=MPI_Ireduce_scatter
+            --set dist.reduction=$mode --set batch.micro=$micro --set schedule.steps=$steps --set validation.every=0 job.toml >log 2>&1 || { cat log; fail "$mode on $p ranks"; }
         rank=0
         while [ $rank -lt $p ]; do
             report=pmpi-$rank.json
@@ -41,8 +47,7 @@ for mode in all-reduce reduce-scatter; do
             note "$mode, $p ranks: $messages messages, overlap: $posted"
             [ "${posted#* }" = $messages ] || fail "$p ranks: overlap counts ${posted#* } reductions of $messages"
             sed -n 's/.*, \([0-9]*\) complete before the wait.*/\1/p' log >>complete
-            # only the embedding's bucket waits for the end of backward
-            [ "${posted% *}" -ge $((messages - steps)) ] && [ "${posted% *}" -gt 0 ] || fail "$p ranks: reductions are not posted during backward"
+            [ "${posted% *}" -ge $((messages - last)) ] && [ "${posted% *}" -gt 0 ] || fail "$p ranks: reductions are not posted during backward"
         fi
     done
 done
