@@ -1,7 +1,7 @@
 /* Interposes on MPI calls by the profiling interface (PMPI): counts them and the bytes handed to them, and notes when
  * each non-blocking collective was posted and when it was seen complete. Linked into a test, or preloaded into a
  * program as libspt_pmpi.so; at MPI_Finalize it writes a JSON file when SPT_PMPI_OUT names one ("%d" in the name is the
- * rank):
+ * rank; with SPT_PMPI_SERIALIZED set, MPI supports no more than MPI_THREAD_SERIALIZED):
  * {"rank", "size", "calls": {"MPI_Iallreduce": {"count", "bytes"}, ...}, "events": [{"call", "bytes", "posted",
  * "completed"}, ...]}, times in seconds since MPI was initialised, "completed" null when it never was. */
 #ifndef SPT_PMPI_SHIM_H
