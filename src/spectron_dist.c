@@ -111,7 +111,7 @@ static spt_status decide(trainer *t, spt_status status, double loss_sum, double 
   const spt_config *config = &t->config;
   const double now = trainer_now();
   const bool due = t->comm->rank == 0 && config->checkpoint.every_seconds > 0 &&
-                   now - t->last_save_at >= config->checkpoint.every_seconds;
+                   now - t->saves.tried_at >= config->checkpoint.every_seconds;
   double sums[TRAINER_SUMS] = {[TRAINER_SUM_SQUARES] = control->sum_squares,
                                [TRAINER_SUM_NON_FINITE] = control->non_finite,
                                [TRAINER_SUM_LOSS] = loss_sum,
@@ -224,7 +224,7 @@ static spt_status check_divergence(trainer *t, const trainer_step *step) {
                   "again with a smaller "
                   "optimizer.lr in a new run%s",
                   t->skipped_in_a_row, t->skipped_in_a_row == 1 ? "" : "s", (long long)t->step,
-                  t->has_checkpoint ? ", from a checkpoint of this one (--init-from) if you like" : "");
+                  t->saves.durable_step >= 0 ? ", from a checkpoint of this one (--init-from) if you like" : "");
 }
 
 /* *validated_p is false when a stop was asked for meanwhile: the validation is then abandoned. */
@@ -245,8 +245,8 @@ static spt_status validate(trainer *t, bool *validated_p, bool *best_p) {
   return SPT_OK;
 }
 
-static spt_status record(trainer *t, const trainer_step *step, bool validated) {
-  if (t->comm->rank != 0) return SPT_OK;
+/* Rank 0. A disk that fails is told of, and ends nothing. */
+static void record(trainer *t, const trainer_step *step, bool validated) {
   const double rate = (double)trainer_tokens_per_step(&t->config) / step->seconds;
   spt_comm_counter traffic[SPT_COLLECTIVE_KINDS];
   trainer_traffic(&t->config, t->plan, traffic);
@@ -267,6 +267,7 @@ static spt_status record(trainer *t, const trainer_step *step, bool validated) {
                                    .reduce_wait_seconds = overlap->wait_seconds,
                                    .gather_seconds = overlap->gather_seconds,
                                    .optimizer_seconds = step->optimizer_seconds,
+                                   .save_seconds = t->times.save - t->times.save_recorded,
                                    .reduce_bytes = reduce.bytes,
                                    .reduce_messages = reduce.messages,
                                    .gather_bytes = traffic[SPT_COLLECTIVE_ALL_GATHER].bytes,
@@ -276,8 +277,10 @@ static spt_status record(trainer *t, const trainer_step *step, bool validated) {
                                    .perplexity = exp(t->last_validation_loss),
                                    .bits_per_byte = t->last_bits_per_byte};
   t->times.records++;
-  SPT_TRY(spt_metrics_append(t->metrics, &entry));
-  return validated ? spt_metrics_write_hdf5(t->metrics) : SPT_OK;
+  t->times.save_recorded = t->times.save;
+  spt_status status = spt_metrics_append(t->metrics, &entry);
+  if (validated && status == SPT_OK) status = spt_metrics_write_hdf5(t->metrics);
+  trainer_note_records(t, status, validated);
 }
 
 /* Adds what has passed since *since_p to a sum of seconds. */
@@ -303,22 +306,20 @@ static spt_status after_step(trainer *t, const trainer_step *step) {
     SPT_TRY(validate(t, &validated, &best));
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_SAVE); // records too
   double since = trainer_now();
-  if (validated || last || is_due(config->metrics.every, t->step))
-    SPT_TRY(spt_comm_agree(t->comm, record(t, step, validated), NULL));
+  if (t->comm->rank == 0 && (validated || last || is_due(config->metrics.every, t->step))) record(t, step, validated);
   add_time(&since, &t->times.logging);
   const bool stop = step->stop || t->stop_in_validation;
   t->save_pending |= last || best || stop || step->save_due || is_due(config->checkpoint.every, t->step);
   if (t->save_pending && t->skipped_in_a_row == 0) {
     SPT_TRY(trainer_audit_check(t));
     SPT_TRY(trainer_save(t, best, last || stop));
-    t->save_pending = false;
-    t->saved_since_start = true;
+    t->save_pending = false; // also after a failure: the next one comes with the next interval
   } else if (stop && t->comm->rank == 0) {
     trainer_progress_event(
         "step %lld: stopped while updates are skipped; not saved, a resume goes on from the last checkpoint",
         (long long)t->step);
-  } else if (step->saves_idle && t->pending_path[0] && t->skipped_in_a_row == 0) {
-    SPT_TRY(trainer_finish_save(t));
+  } else if (step->saves_idle && t->saves.path[0] && t->skipped_in_a_row == 0) {
+    trainer_finish_save(t);
   }
   add_time(&since, &t->times.save);
   if (t->comm->rank == 0) trainer_progress_step(t, step);
@@ -341,13 +342,11 @@ static spt_status train(trainer *t) {
   }
   double saving = since;
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_END);
-  SPT_TRY(trainer_finish_save(t));
+  SPT_TRY(trainer_end_saves(t));
   add_time(&saving, &t->times.save);
-  SPT_TRY(spt_comm_agree(t->comm, t->comm->rank == 0 ? spt_metrics_write_hdf5(t->metrics) : SPT_OK, NULL));
-  add_time(&saving, &t->times.logging);
   add_time(&since, &t->times.loop);
   if (!stop || t->step >= t->config.schedule.steps) return SPT_OK;
-  if (t->saved_since_start) return SPT_STOPPED;
+  if (t->saves.durable_step > t->first_step) return SPT_STOPPED;
   return SPT_FAIL(SPT_ERR_DIVERGED, // 75 would have the job started again and again
                   "stopped at step %lld while updates are skipped: nothing was saved since the start, so that a resume "
                   "would only repeat it; start again with a smaller optimizer.lr in a new run",

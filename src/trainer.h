@@ -1,5 +1,5 @@
 /* The trainer's parts, opened and closed together by spectron_dist.c. One struct, borrowed by the trainer_*.c files;
- * each of them holds one concept: options, dry run, opening, state (checkpoints), validation, progress. */
+ * each of them holds one concept: options, dry run, opening, state (resuming), saving, validation, progress. */
 #ifndef SPT_TRAINER_H
 #define SPT_TRAINER_H
 
@@ -37,6 +37,7 @@ typedef struct trainer_times {
   double total;                                                             /* of the steps alone */
   double loop;     /* of the steps and all that is between them */
   int64_t records; /* lines of metrics.jsonl */
+  double save_recorded; /* of `save`, what a record has told */
 } trainer_times;
 
 /* What the profile reads, as it stood after the run's first step. */
@@ -53,6 +54,24 @@ typedef struct trainer_step {
   bool applied;                    /* false: gradients were not finite, the update was skipped */
   bool stop, save_due, saves_idle; /* a signal on any rank; rank 0's clock; no save under way anywhere */
 } trainer_step;
+
+typedef struct trainer_save_request {
+  int64_t step;
+  bool best, ending; /* a new best validation; no step follows */
+  double best_loss;  /* the best validation loss so far, this step's included */
+} trainer_save_request;
+
+/* Saves, under way and past; the same on every rank but for what is rank 0's. */
+typedef struct trainer_saves {
+  char path[SPT_PATH_MAX]; /* of the save under way, "" if none */
+  trainer_save_request under_way;
+  int64_t durable_step;        /* the newest step on disk, of this run or resumed from; −1: none */
+  double durable_best_loss;    /* the best validation loss whose state is on disk; NAN: none */
+  trainer_save_request failed; /* the newest save, when it failed; step −1: it did not */
+  char failure[1024];          /* why */
+  bool best_owed, records_owed; /* rank 0: best.h5, or records, that could not be written yet */
+  double tried_at;              /* seconds, monotonic */
+} trainer_saves;
 
 typedef struct trainer_audit trainer_audit;
 typedef struct trainer_tree trainer_tree;
@@ -98,14 +117,12 @@ typedef struct trainer {
 
   int64_t step, tokens; /* completed */
   int64_t asked_micro;  /* batch.micro of the job; config has the chosen one */
-  bool saved_since_start; /* a save was begun */
-  bool save_pending, stop_in_validation, has_checkpoint, new_validation_set;
+  bool save_pending, stop_in_validation, new_validation_set;
   double best_validation_loss; /* NAN: none yet */
   double last_validation_loss, last_bits_per_byte;
   int skipped_in_a_row;
-  char pending_path[SPT_PATH_MAX]; /* of the save under way, "" if none */
-  bool pending_best;
-  double started, last_save_at; /* seconds, monotonic */
+  trainer_saves saves;
+  double started; /* seconds, monotonic */
   trainer_times times;
   trainer_first_step first;
   spt_overlap overlap; /* summed over the run's steps */
@@ -141,10 +158,18 @@ spt_status trainer_list_items(trainer *t);
 spt_status trainer_load_state(trainer *t);
 /* The job as a job file, as it was asked for; malloc'ed. */
 char *trainer_job_text(const trainer *t);
-/* Starts a save of the present step (ending: no step follows); SPT_ERR_DIVERGED instead when a parameter is not finite. Collective. */
+
+/* trainer_save.c: a save that fails is told of by rank 0, on stderr, and ends nothing. */
+/* Starts a save of the present step (ending: no step follows), after ending the one under way. SPT_ERR_DIVERGED when a parameter
+ * is not finite; a failing disk is no error here. Collective. */
 spt_status trainer_save(trainer *t, bool best, bool ending);
-/* Ends the save under way: waits, then tidies the folder. Collective. */
-spt_status trainer_finish_save(trainer *t);
+/* Ends the save under way: waits, tells what came of it, tidies the folder. Collective. */
+void trainer_finish_save(trainer *t);
+/* Rank 0: what came of writing records (durable: all of them to disk). Told when it begins to fail, and when it works again. */
+void trainer_note_records(trainer *t, spt_status status, bool durable);
+/* Ends the last save, and tries it once more if it failed. SPT_ERR_RESOURCE when the run's last step, its records or its
+ * best.h5 are not on disk. Collective. */
+spt_status trainer_end_saves(trainer *t);
 
 /* trainer_validate.c: mean loss per token on the held-out windows, computed by all ranks. Abandoned (*done_p false) as
  * soon as *stop is set on any rank. Collective. */
@@ -192,6 +217,8 @@ void trainer_progress_open(const trainer *t);
 void trainer_note_preset(const spt_config *config);
 void trainer_progress_step(const trainer *t, const trainer_step *step);
 void trainer_progress_event(const char *format, ...) __attribute__((format(printf, 1, 2)));
+/* One line on stderr, "spectron-dist: …": something failed, and the run goes on. */
+void trainer_progress_warning(const char *format, ...) __attribute__((format(printf, 1, 2)));
 void trainer_progress_close(const trainer *t);
 
 /* trainer_profile.c */

@@ -150,8 +150,9 @@ static bool saves_on_the_way(const spt_config *config) {
 
 spt_status trainer_open(trainer *t) {
   const spt_config *config = &t->config;
-  t->started = t->last_save_at = trainer_now();
-  t->best_validation_loss = t->last_validation_loss = t->last_bits_per_byte = NAN;
+  t->started = t->saves.tried_at = trainer_now();
+  t->saves.durable_step = t->saves.failed.step = -1;
+  t->saves.durable_best_loss = t->best_validation_loss = t->last_validation_loss = t->last_bits_per_byte = NAN;
   PHASE(open_folder(t));
   PHASE(open_data(t));
   PHASE(open_compute(t));

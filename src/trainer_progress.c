@@ -41,6 +41,18 @@ void trainer_progress_event(const char *format, ...) {
   fflush(stdout);
 }
 
+void trainer_progress_warning(const char *format, ...) {
+  va_list arguments;
+  clear_live_line();
+  fflush(stdout);
+  fputs("spectron-dist: ", stderr);
+  va_start(arguments, format);
+  vfprintf(stderr, format, arguments);
+  va_end(arguments);
+  fputc('\n', stderr);
+  fflush(stderr);
+}
+
 void trainer_progress_open(const trainer *t) {
   const spt_config *config = &t->config;
   trainer_note_preset(config);
@@ -114,6 +126,8 @@ void trainer_progress_close(const trainer *t) {
       (long long)steps, trainer_now() - t->started, times->total,
       (double)(steps * trainer_tokens_per_step(&t->config)) / times->total, 100 * times->data_wait / times->total,
       100 * times->reduce_wait / times->total);
+  trainer_progress_event("saves held the steps up for %.3f s, %.2f %% of the run's loop", times->save,
+                         100 * times->save / times->loop);
   trainer_progress_event("outputs: %s/checkpoints, %s/metrics.jsonl, %s/metrics.h5", t->config.run.output,
                          t->config.run.output, t->config.run.output);
 }

@@ -1,10 +1,9 @@
-/* A run's state: the datasets of a checkpoint and who holds which piece; resuming, initialising, saving. */
+/* A run's state: the datasets of a checkpoint and who holds which piece; resuming, initialising. */
 #include "trainer.h"
 
 #include "io/job_toml.h"
 
 #include <math.h>
-#include <openssl/evp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -250,14 +249,14 @@ static spt_status resume(trainer *t, spt_checkpoint *checkpoint) {
   spt_optimizer_set_applied(t->optimizer, header.applied_updates);
   t->step = header.step;
   t->tokens = header.tokens;
-  t->best_validation_loss = header.best_validation_loss;
-  t->has_checkpoint = true;
+  t->best_validation_loss = t->saves.durable_best_loss = header.best_validation_loss;
+  t->saves.durable_step = header.step;
   if (t->comm->rank == 0) {
     const spt_status repaired = spt_run_folder_repair_best(t->folder, header.best_validation_loss);
     if (repaired != SPT_OK) trainer_progress_event("resume: best.h5 is not restored: %s", spt_error_message());
   }
   SPT_TRY(t->comm->ops->broadcast(t->comm, &t->new_validation_set, sizeof t->new_validation_set, 0));
-  if (t->new_validation_set) t->best_validation_loss = NAN;
+  if (t->new_validation_set) t->best_validation_loss = t->saves.durable_best_loss = NAN;
   if (t->comm->rank == 0)
     trainer_progress_event("resumed at step %lld (%lld tokens), written by %d rank(s)", (long long)t->step,
                            (long long)t->tokens, header.rank_count);
@@ -317,68 +316,11 @@ spt_status trainer_load_state(trainer *t) {
   return status;
 }
 
-/* ---- saving ---- */
-
-static spt_status sha256_hex(const char *text, char hex[65]) {
-  unsigned char digest[EVP_MAX_MD_SIZE];
-  unsigned length = 0;
-  if (EVP_Digest(text, strlen(text), digest, &length, EVP_sha256(), NULL) != 1)
-    return SPT_FAIL(SPT_ERR_RESOURCE, "OpenSSL could not compute a SHA-256");
-  for (unsigned i = 0; i < 32; i++) snprintf(hex + 2 * i, 3, "%02x", digest[i]);
-  return SPT_OK;
-}
+/* ---- the job ---- */
 
 char *trainer_job_text(const trainer *t) {
   static spt_config asked; // large
   asked = t->config;
   asked.batch.micro = t->asked_micro; // the chosen one fits this number of ranks only
   return spt_job_print(&asked);
-}
-
-spt_status trainer_finish_save(trainer *t) {
-  SPT_TRY(spt_checkpoint_save_finish(t->saver));
-  if (!t->pending_path[0]) return SPT_OK;
-  spt_status status = SPT_OK;
-  if (t->comm->rank == 0) {
-    status = spt_run_folder_after_save(t->folder, t->pending_path, t->pending_best, t->config.checkpoint.keep);
-    if (status == SPT_OK) trainer_progress_event("saved %s%s", t->pending_path, t->pending_best ? " (best)" : "");
-  }
-  t->pending_path[0] = '\0';
-  return spt_comm_agree(t->comm, status, NULL);
-}
-
-spt_status trainer_save(trainer *t, bool best, bool ending) {
-  bool finite;
-  SPT_TRY(trainer_parameters_finite(t, &finite));
-  if (!finite)
-    return SPT_FAIL(
-        SPT_ERR_DIVERGED,
-        "training diverged: parameters are not finite after step %lld, which is not saved; start again with a "
-        "smaller optimizer.lr in a new run",
-        (long long)t->step);
-  SPT_TRY(trainer_finish_save(t));
-  spt_checkpoint_header header = {.step = t->step,
-                                  .tokens = t->tokens,
-                                  .applied_updates = spt_optimizer_applied(t->optimizer),
-                                  .rank_count = t->comm->size,
-                                  .best_validation_loss = t->best_validation_loss};
-  memcpy(header.data_fingerprint, t->fingerprint, sizeof header.data_fingerprint);
-  char *job = trainer_job_text(t);
-  spt_status status = job ? sha256_hex(job, header.config_sha256) : SPT_FAIL(SPT_ERR_RESOURCE, "out of memory saving");
-  status = spt_comm_agree(t->comm, status, NULL);
-  if (status == SPT_OK) {
-    if (t->comm->rank == 0) spt_run_folder_checkpoint_path(t->folder, t->step, t->pending_path);
-    status = t->comm->ops->broadcast(t->comm, t->pending_path, sizeof t->pending_path, 0);
-  }
-  if (status == SPT_OK)
-    status =
-        (ending ? spt_checkpoint_save_resting : spt_checkpoint_save_begin)(t->saver, t->pending_path, &header, job);
-  free(job);
-  SPT_TRY(status);
-  t->pending_best = best;
-  t->has_checkpoint = true;
-  // the records of the saved steps are as durable as the checkpoint
-  SPT_TRY(spt_comm_agree(t->comm, t->comm->rank == 0 ? spt_metrics_write_hdf5(t->metrics) : SPT_OK, NULL));
-  t->last_save_at = trainer_now();
-  return SPT_OK;
 }

@@ -6,20 +6,25 @@
 
 #include <xxhash.h>
 
-/* Any flipped byte anywhere is found, without the HDF5 library ever seeing damaged metadata. */
-static void flipped_bytes(void **unused) {
-  (void)unused;
+/* Where a trial damages the file, and how. */
+typedef struct damage {
+  size_t at;
+  unsigned char flip;
+} damage;
+
+/* Every trial's damage is found, by name, and without the HDF5 library ever seeing damaged metadata. */
+static void assert_found(const char *what, uint64_t stream, size_t trials, damage choose(uint64_t trial, size_t size)) {
   state s;
   size_t size;
-  state_make(&s, 8000);
+  state_make(&s, stream);
   assert_ok(save(&s, temp_path("a.h5"), job));
   unsigned char *bytes = slurp(temp_path("a.h5"), &size);
   const int fd = open(temp_path("a.h5"), O_WRONLY);
   assert_true(fd >= 0);
-  for (uint64_t trial = 0; trial < 900; trial++) {
-    const size_t at =
-        trial < 80 ? (size_t)trial : (size_t)below(8100, trial, (int64_t)size); // the seal's fields, then anywhere
-    const unsigned char flipped = bytes[at] ^ (unsigned char)(1 + below(8101, trial, 255));
+  if (trials == 0) trials = size;
+  for (uint64_t trial = 0; trial < trials; trial++) {
+    const size_t at = choose(trial, size).at;
+    const unsigned char flipped = bytes[at] ^ choose(trial, size).flip;
     assert_int_equal(pwrite(fd, &flipped, 1, (off_t)at), 1);
     spt_error_clear();
     const spt_status status = open_and_verify(temp_path("a.h5"));
@@ -30,8 +35,29 @@ static void flipped_bytes(void **unused) {
   }
   close(fd);
   assert_holds(temp_path("a.h5"), &s);
+  print_message("%s: %zu of %zu found in a file of %zu bytes\n", what, trials, trials, size);
   free(bytes);
   state_free(&s);
+}
+
+/* A random bit; the first trials meet the seal's fields. */
+static damage choose_bit(uint64_t trial, size_t size) {
+  return (damage){trial < 80 ? (size_t)trial : (size_t)below(8100, trial, (int64_t)size),
+                  (unsigned char)(1 << below(8101, trial, 8))};
+}
+static void flipped_bits(void **unused) {
+  (void)unused;
+  assert_found("random bits", 8000, 900, choose_bit);
+}
+
+/* Each byte of the file in turn, changed at random. */
+static damage choose_byte(uint64_t trial, size_t size) {
+  (void)size;
+  return (damage){(size_t)trial, (unsigned char)(1 + below(8102, trial, 255))};
+}
+static void every_byte(void **unused) {
+  (void)unused;
+  assert_found("every byte", 8200, 0, choose_byte);
 }
 
 static void other_lengths(void **unused) {
@@ -43,7 +69,7 @@ static void other_lengths(void **unused) {
   unsigned char *bytes = slurp(temp_path("a.h5"), &size);
   bytes = realloc(bytes, size + 64);
   memset(bytes + size, 0, 64);
-  for (uint64_t trial = 0; trial < 60; trial++) {
+  for (uint64_t trial = 0; trial < 300; trial++) {
     const size_t kept = trial == 0   ? size - 1
                         : trial == 1 ? 0
                         : trial == 2 ? 4096
@@ -55,6 +81,7 @@ static void other_lengths(void **unused) {
     spill(temp_path("b.h5"), bytes, size + more);
     assert_fails(SPT_ERR_DATA, open_and_verify(temp_path("b.h5")), temp_path("b.h5"), "grown");
   }
+  print_message("other lengths: 304 of 304 found\n");
   free(bytes);
   state_free(&s);
 }
@@ -160,7 +187,7 @@ static void full_disk(void **unused) {
     assert_holds(temp_path("a.h5"), &old);
   }
   comm->threaded = true;
-  assert_int_equal(failures, 2 + ITEMS + 2); // the probe's two blocks, tensors, checksums and seal
+  assert_int_equal(failures, 2 + ITEMS + 2); // metadata before and after the tensors, tensors, checksums and seal
   assert_holds(temp_path("a.h5"), &s);
 
   assert_fails(SPT_ERR_RESOURCE, save(&s, temp_path("absent/a.h5"), job), "absent/a.h5.part", "No such file");
@@ -172,7 +199,8 @@ int main(void) {
   seed = unit_test_seed("test_checkpoint_damage");
   if (spt_comm_self_open(&comm) != SPT_OK) return 1;
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(flipped_bytes),
+      cmocka_unit_test(flipped_bits),
+      cmocka_unit_test(every_byte),
       cmocka_unit_test(other_lengths),
       cmocka_unit_test(no_checkpoint),
       cmocka_unit_test(full_disk),

@@ -42,6 +42,7 @@ static spt_metric_record make(int64_t step) {
                          .reduce_wait_seconds = number(s, 7),
                          .gather_seconds = number(s, 8),
                          .optimizer_seconds = number(s, 9),
+                         .save_seconds = number(s, 10),
                          .reduce_bytes = (int64_t)(spt_random_bits(seed, s, 50) >> 2),
                          .reduce_messages = step + 1,
                          .gather_bytes = 3 * step,
@@ -79,7 +80,8 @@ static void assert_record(const spt_metric_record *r, int64_t step) {
                           r->model_flops_per_second,
                           r->reduce_wait_seconds,
                           r->gather_seconds,
-                          r->optimizer_seconds};
+                          r->optimizer_seconds,
+                          r->save_seconds};
   const double wanted[] = {w.loss,
                            w.lr,
                            w.grad_norm,
@@ -89,7 +91,8 @@ static void assert_record(const spt_metric_record *r, int64_t step) {
                            w.model_flops_per_second,
                            w.reduce_wait_seconds,
                            w.gather_seconds,
-                           w.optimizer_seconds};
+                           w.optimizer_seconds,
+                           w.save_seconds};
   for (size_t i = 0; i < sizeof found / sizeof *found; i++) assert_same(found[i], wanted[i]);
   if (!w.validated) return;
   assert_same(r->validation_loss, w.validation_loss);
@@ -274,21 +277,77 @@ static void same_in_hdf5(void **unused) {
   spt_metrics_close(&metrics);
 }
 
+/* What a full disk keeps out is written with what follows. */
 static void full_disk(void **unused) {
   (void)unused;
   spt_metrics *metrics;
   assert_ok(spt_metrics_open(folder, 0, &metrics));
   append(metrics, 1, 10);
-  const spt_metric_record record = make(11);
+  for (int64_t step = 11; step <= 13; step++) {
+    const spt_metric_record record = make(step);
+    faults.writes_left = 0;
+    faults.write_error = ENOSPC; // half a line is written
+    assert_fails(SPT_ERR_RESOURCE, spt_metrics_append(metrics, &record), "metrics.jsonl", "no space left");
+    assert_fails(SPT_ERR_RESOURCE, spt_metrics_write_hdf5(metrics), "metrics.jsonl", "no space left");
+    faults_reset();
+    assert_steps(10);
+  }
+  append(metrics, 14, 14); // space was made
+  assert_steps(14);
+  const spt_metric_record record = make(15);
   faults.writes_left = 0;
-  faults.write_error = ENOSPC; // half a line is written
-  assert_fails(SPT_ERR_RESOURCE, spt_metrics_append(metrics, &record), "metrics.jsonl", "no space left");
+  faults.write_error = EIO;
+  assert_fails(SPT_ERR_RESOURCE, spt_metrics_append(metrics, &record), "metrics.jsonl");
   faults_reset();
-  assert_steps(10);
-  append(metrics, 11, 12); // space was made
+  assert_ok(spt_metrics_write_hdf5(metrics)); // so does this, without a record that follows
+  assert_steps(15);
   spt_metrics_close(&metrics);
-  assert_steps(12);
   assert_fails(SPT_ERR_RESOURCE, spt_metrics_open("/nonexistent", 0, &metrics), "/nonexistent/metrics.jsonl");
+}
+
+/* After a failed fsync the kernel may hold nothing of what was written since the last good one. */
+static void lost_pages(void **unused) {
+  (void)unused;
+  spt_metrics *metrics;
+  struct stat info;
+  assert_ok(spt_metrics_open(folder, 0, &metrics));
+  append(metrics, 1, 4);
+  assert_ok(spt_metrics_write_hdf5(metrics));
+  assert_int_equal(stat(jsonl, &info), 0);
+  append(metrics, 5, 9);
+  faults.fsync_error = EIO;
+  assert_fails(SPT_ERR_RESOURCE, spt_metrics_write_hdf5(metrics), "metrics.jsonl", "fsync");
+  faults_reset();
+  assert_int_equal(truncate(jsonl, info.st_size), 0); // they are gone
+  assert_steps(4);
+  append(metrics, 10, 10);
+  assert_steps(10);
+  append(metrics, 11, 11);
+  assert_ok(spt_metrics_write_hdf5(metrics));
+  assert_steps(11);
+  spt_metrics_close(&metrics);
+}
+
+static void vanished(void **unused) {
+  (void)unused;
+  spt_metrics *metrics;
+  char moved[720];
+  snprintf(moved, sizeof moved, "%s-moved", folder);
+  assert_ok(spt_metrics_open(folder, 0, &metrics));
+  append(metrics, 1, 5);
+  assert_ok(spt_metrics_write_hdf5(metrics));
+  assert_int_equal(unlink(jsonl), 0);
+  append(metrics, 6, 7); // to nowhere
+  assert_ok(spt_metrics_write_hdf5(metrics));
+  assert_steps(7);
+  assert_int_equal(rename(folder, moved), 0);
+  append(metrics, 8, 8);
+  assert_fails(SPT_ERR_RESOURCE, spt_metrics_write_hdf5(metrics), "metrics.jsonl", "No such file");
+  assert_int_equal(mkdir(folder, 0777), 0); // an empty one took its place
+  append(metrics, 9, 9);
+  assert_ok(spt_metrics_write_hdf5(metrics));
+  assert_steps(9);
+  spt_metrics_close(&metrics);
 }
 
 int main(void) {
@@ -300,6 +359,8 @@ int main(void) {
       cmocka_unit_test_setup(torn_lines, fresh_folder),
       cmocka_unit_test_setup(same_in_hdf5, fresh_folder),
       cmocka_unit_test_setup(full_disk, fresh_folder),
+      cmocka_unit_test_setup(lost_pages, fresh_folder),
+      cmocka_unit_test_setup(vanished, fresh_folder),
   };
   return cmocka_run_group_tests(tests, temp_folder_make, temp_folder_remove);
 }

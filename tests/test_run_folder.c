@@ -262,6 +262,37 @@ static void keeps_and_removes(void **unused) {
   spt_run_folder_close(&folder);
 }
 
+/* What a killed save left is removed before it can stand beside another half-written file. */
+static void leftover_parts(void **unused) {
+  (void)unused;
+  spt_run_folder *folder;
+  char path[SPT_PATH_MAX];
+  assert_ok(spt_run_folder_open(output, false, &folder));
+  static const char *const parts[] = {"checkpoints/step-00000007.h5.part", "checkpoints/best.h5.part"};
+  static const char *const foreign[] = {"checkpoints/mine.h5.part", "checkpoints/step-7.h5.part"};
+  for (int turn = 0; turn < 3; turn++) {
+    for (int i = 0; i < 2; i++) spill(parts[i], "half of it");
+    for (int i = 0; i < 2; i++) spill(foreign[i], "not ours");
+    if (turn == 0) {
+      spt_run_folder_remove_parts(folder);
+    } else {
+      spt_run_folder_close(&folder);
+      if (turn == 2) { // without --resume, a folder with a checkpoint is left as it is
+        assert_ok(spt_run_folder_open(output, true, &folder));
+        save(folder, 3, path);
+        spt_run_folder_close(&folder);
+        spill(parts[0], "half of it");
+        assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, false, &folder), "--resume");
+        assert_true(exists(parts[0]));
+      }
+      assert_ok(spt_run_folder_open(output, turn == 2, &folder));
+    }
+    for (int i = 0; i < 2; i++) assert_false(exists(parts[i]));
+    for (int i = 0; i < 2; i++) assert_true(exists(foreign[i]));
+  }
+  spt_run_folder_close(&folder);
+}
+
 static void best_by_link_or_copy(void **unused) {
   (void)unused;
   spt_run_folder *folder;
@@ -312,6 +343,7 @@ int main(void) {
       cmocka_unit_test_setup(unusable_output, fresh_output),
       cmocka_unit_test_setup(newest, fresh_output),
       cmocka_unit_test_setup(keeps_and_removes, fresh_output),
+      cmocka_unit_test_setup(leftover_parts, fresh_output),
       cmocka_unit_test_setup(best_by_link_or_copy, fresh_output),
   };
   const int failed = cmocka_run_group_tests(tests, temp_folder_make, temp_folder_remove);

@@ -3,6 +3,7 @@
 #define SPT_CHECKPOINT_INTERNAL_H
 
 #include "checkpoint.h"
+#include "hdf5_image.h"
 
 #define SPT_CHECKPOINT_FORMAT "spectron-checkpoint"
 enum {
@@ -34,13 +35,24 @@ spt_status spt_seal_write(int fd, const char *path, const spt_seal *seal, const 
 /* Checks everything but the tensors; *extents_p is malloc'ed, in tensor order. SPT_ERR_DATA. */
 spt_status spt_seal_check(int fd, const char *path, spt_seal *seal_p, spt_extent **extents_p);
 
+/* Calls visit for every range of the file that belongs to no tensor, from the seal's end on, in order. SPT_ERR_DATA when
+ * tensors overlap or leave the file. */
+typedef spt_status spt_gap_visit(void *context, uint64_t begin, uint64_t end);
+spt_status spt_seal_visit_gaps(const char *path, const spt_seal *seal, const spt_extent *extents, spt_gap_visit *visit,
+                               void *context);
+
 typedef struct spt_checkpoint_layout {
   spt_extent *extents; /* [item_count], the caller's */
   uint64_t file_bytes, extents_offset, checksums_offset;
+  spt_hdf5_image *image; /* the metadata, in memory; NULL: none */
 } spt_checkpoint_layout;
-/* Creates `part` with all metadata and unwritten tensors, its disk space reserved. Removes it on failure. */
+/* Has the HDF5 library make all metadata, in memory: no disk can fail it. `part` is for messages. The caller
+ * closes layout->image, also when no file is created from it. */
 spt_status spt_checkpoint_lay_out(const char *part, const spt_checkpoint_item *items, int item_count,
                                   const spt_checkpoint_header *header, const char *job, spt_checkpoint_layout *layout);
+/* Creates `part` with its metadata and unwritten tensors, its disk space reserved, without the HDF5 library, and
+ * closes the image. *fd_p is −1 when it could not be opened. */
+spt_status spt_checkpoint_create(const char *part, int item_count, spt_checkpoint_layout *layout, int *fd_p);
 
 /* Rank 0 learns all pieces: cuts[i·(size + 1) + p] is where rank p's piece of item i begins; NULL on other ranks. The
  * caller frees. Checks that pieces tile and that all ranks pass the same datasets. Collective. */

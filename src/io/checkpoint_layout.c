@@ -1,5 +1,6 @@
-/* The empty file: everything HDF5 has to say, and where each tensor's bytes will lie. Tensors are pwritten later,
- * without the library. */
+/* The empty file: everything HDF5 has to say, and where each tensor's bytes will lie. The library does not survive a
+ * disk that fails (a failed H5Fclose crashes the process at exit), so it writes into memory, and its metadata are
+ * copied from there. Tensors are pwritten later, without the library. */
 #include "checkpoint_internal.h"
 #include "durable_file.h"
 #include "hdf5_util.h"
@@ -7,16 +8,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 typedef struct writer {
-  const char *path;
+  const char *path; /* of the finished file, for messages */
   hid_t file, dataset_options, link_options;
 } writer;
 
 static spt_status failed(const writer *w, const char *what) {
-  return SPT_FAIL(SPT_ERR_RESOURCE, "%s: the HDF5 library cannot create %s (disk full?)", w->path, what);
+  return SPT_FAIL(SPT_ERR_RESOURCE, "%s: the HDF5 library cannot create %s (out of memory?)", w->path, what);
 }
 
 /* A contiguous dataset, its space taken now; `values` NULL: left unwritten. */
@@ -99,10 +98,7 @@ static spt_status write_metadata(const char *part, const spt_checkpoint_item *it
       H5Pset_obj_track_times(w.dataset_options, false) < 0 || // equal states give equal files
       H5Pset_create_intermediate_group(w.link_options, 1) < 0)
     status = failed(&w, "its settings");
-#if H5_VERSION_GE(1, 12, 1) || (H5_VERS_MINOR == 10 && H5_VERS_RELEASE >= 7)
-  if (status == SPT_OK) H5Pset_file_locking(access, false, true); // network file systems refuse locks
-#endif
-  if (status == SPT_OK && (w.file = H5Fcreate(part, H5F_ACC_TRUNC, creation, access)) < 0)
+  if (status == SPT_OK && (w.file = spt_hdf5_image_create(layout->image, creation, access)) < 0)
     status = failed(&w, "the file");
   if (status == SPT_OK) status = put_header(&w, header);
   if (status == SPT_OK) status = put_job(&w, job);
@@ -114,48 +110,41 @@ static spt_status write_metadata(const char *part, const spt_checkpoint_item *it
   return status;
 }
 
-/* Where space cannot be reserved: writes as many zeros as there will be metadata, and waits for them. */
-static spt_status write_zeros(int fd, const char *part, uint64_t bytes) {
-  static const unsigned char zeros[65536];
-  for (uint64_t at = 0; at < bytes; at += sizeof zeros)
-    SPT_TRY(spt_file_write_at(fd, part, zeros, bytes - at < sizeof zeros ? (size_t)(bytes - at) : sizeof zeros, at));
-  return spt_file_sync(fd, part);
-}
-
-/* HDF5 does not survive a full disk well (a failed H5Fclose crashes the process at exit), so ask for the space before
- * it writes: what it writes afterwards lies where this lay. */
-static spt_status try_space(const char *part, const spt_checkpoint_item *items, int item_count, const char *job) {
-  const uint64_t metadata = 65536 + strlen(job) + 4096 * (uint64_t)item_count;
-  uint64_t bytes = SPT_SEAL_BYTES + metadata;
-  for (int i = 0; i < item_count; i++) bytes += spt_item_bytes(&items[i]);
-  const int fd = open(part, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (fd < 0) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: creating failed: %s", part, strerror(errno));
-  bool reserved;
-  spt_status status = spt_file_reserve(fd, part, bytes, &reserved);
-  if (status == SPT_OK && !reserved) status = write_zeros(fd, part, metadata);
-  close(fd);
-  return status;
-}
-
-static spt_status reserve_all(const char *part, spt_checkpoint_layout *layout) {
-  struct stat info;
-  const int fd = open(part, O_RDWR | O_CLOEXEC);
-  if (fd < 0 || fstat(fd, &info) != 0) {
-    const int error = errno;
-    if (fd >= 0) close(fd);
-    return SPT_FAIL(SPT_ERR_RESOURCE, "%s: opening failed: %s", part, strerror(error));
-  }
-  layout->file_bytes = (uint64_t)info.st_size;
-  const spt_status status = spt_file_reserve(fd, part, layout->file_bytes, NULL);
-  close(fd);
-  return status;
-}
-
 spt_status spt_checkpoint_lay_out(const char *part, const spt_checkpoint_item *items, int item_count,
                                   const spt_checkpoint_header *header, const char *job, spt_checkpoint_layout *layout) {
-  spt_status status = try_space(part, items, item_count, job);
-  if (status == SPT_OK) status = write_metadata(part, items, item_count, header, job, layout);
-  if (status == SPT_OK) status = reserve_all(part, layout);
-  if (status != SPT_OK) unlink(part);
+  SPT_TRY(spt_hdf5_image_open(&layout->image));
+  const spt_status status = write_metadata(part, items, item_count, header, job, layout);
+  layout->file_bytes = spt_hdf5_image_bytes(layout->image);
+  if (status != SPT_OK) spt_hdf5_image_close(&layout->image);
+  return status;
+}
+
+typedef struct copier {
+  const char *part;
+  const spt_hdf5_image *from;
+  int to;
+} copier;
+
+static spt_status copy_range(void *context, uint64_t begin, uint64_t end) {
+  const copier *c = context;
+  unsigned char buffer[65536];
+  while (begin < end) {
+    const size_t count = end - begin < sizeof buffer ? (size_t)(end - begin) : sizeof buffer;
+    spt_hdf5_image_read(c->from, buffer, count, begin);
+    SPT_TRY(spt_file_write_at(c->to, c->part, buffer, count, begin));
+    begin += count;
+  }
+  return SPT_OK;
+}
+
+spt_status spt_checkpoint_create(const char *part, int item_count, spt_checkpoint_layout *layout, int *fd_p) {
+  const spt_seal seal = {layout->file_bytes, layout->extents_offset, (uint64_t)item_count};
+  *fd_p = open(part, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  spt_status status =
+      *fd_p >= 0 ? SPT_OK : SPT_FAIL(SPT_ERR_RESOURCE, "%s: creating failed: %s", part, strerror(errno));
+  copier c = {part, layout->image, *fd_p};
+  if (status == SPT_OK) status = spt_file_reserve(*fd_p, part, layout->file_bytes, NULL);
+  if (status == SPT_OK) status = spt_seal_visit_gaps(part, &seal, layout->extents, copy_range, &c);
+  spt_hdf5_image_close(&layout->image);
   return status;
 }

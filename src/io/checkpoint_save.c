@@ -1,10 +1,9 @@
-/* Saving: snapshot, then a stream of pieces to the coordinator. */
+/* Saving: snapshot, then a stream of pieces to the coordinator. The file is the thread's business alone: a slow disk does
+ * not hold up the caller, and a failing one shows when the save is finished. */
 #include "checkpoint_internal.h"
 #include "core/slab.h"
 #include "durable_file.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -160,9 +159,8 @@ static spt_status write_tensor(spt_checkpoint_saver *saver, int fd, int i, spt_s
 static spt_status write_file(spt_checkpoint_saver *saver) {
   const spt_checkpoint_layout *layout = &saver->layout;
   const spt_seal seal = {layout->file_bytes, layout->extents_offset, (uint64_t)saver->item_count};
-  int fd = open(saver->part, O_RDWR | O_CLOEXEC);
-  spt_status status =
-      fd >= 0 ? SPT_OK : SPT_FAIL(SPT_ERR_RESOURCE, "%s: opening failed: %s", saver->part, strerror(errno));
+  int fd = -1;
+  spt_status status = spt_checkpoint_create(saver->part, saver->item_count, &saver->layout, &fd);
   for (int i = 0; i < saver->item_count; i++) status = write_tensor(saver, fd, i, status);
   if (status == SPT_OK)
     status = spt_file_write_at(fd, saver->part, saver->checksums, (size_t)saver->item_count * sizeof *saver->checksums,
@@ -206,8 +204,7 @@ static spt_status begin(spt_checkpoint_saver *saver, bool resting, const char *p
   SPT_TRY(spt_checkpoint_save_finish(saver));
   saver->resting = resting && saver->backend->host_memory;
   spt_status status = saver->resting ? SPT_OK : take_snapshot(saver);
-  const bool laid_out = status == SPT_OK && saver->comm->rank == 0;
-  if (laid_out) {
+  if (status == SPT_OK && saver->comm->rank == 0) {
     // The library is used here, on the caller's thread, because an HDF5 without thread safety must see one thread only.
     snprintf(saver->path, sizeof saver->path, "%s", path);
     if (snprintf(saver->part, sizeof saver->part, "%s.part", path) >= (int)sizeof saver->part)
@@ -217,7 +214,7 @@ static spt_status begin(spt_checkpoint_saver *saver, bool resting, const char *p
   }
   const spt_status agreed = spt_comm_agree(saver->comm, status, NULL);
   if (agreed != SPT_OK) {
-    if (laid_out && status == SPT_OK) unlink(saver->part);
+    spt_hdf5_image_close(&saver->layout.image);
     return agreed;
   }
   saver->under_way = true;

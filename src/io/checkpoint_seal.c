@@ -47,12 +47,41 @@ static int by_offset(const void *left, const void *right) {
   return (a > b) - (a < b);
 }
 
-static spt_status hash_range(XXH3_state_t *state, int fd, const char *path, unsigned char *buffer, uint64_t begin,
-                             uint64_t end) {
+spt_status spt_seal_visit_gaps(const char *path, const spt_seal *seal, const spt_extent *extents, spt_gap_visit *visit,
+                               void *context) {
+  const size_t count = (size_t)seal->tensor_count;
+  spt_extent *sorted = malloc((count + 1) * sizeof *sorted);
+  if (!sorted) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for its table of tensors", path);
+  memcpy(sorted, extents, count * sizeof *sorted);
+  qsort(sorted, count, sizeof *sorted, by_offset);
+  sorted[count] = (spt_extent){seal->file_bytes, 0};
+  spt_status status = SPT_OK;
+  uint64_t at = SPT_SEAL_BYTES;
+  for (size_t i = 0; status == SPT_OK && i <= count; i++) {
+    if (sorted[i].offset < at || sorted[i].offset > seal->file_bytes ||
+        sorted[i].bytes > seal->file_bytes - sorted[i].offset)
+      status = SPT_FAIL(SPT_ERR_DATA, "%s: damaged checkpoint: tensors overlap or leave the file; use an older one", path);
+    else if (sorted[i].offset > at)
+      status = visit(context, at, sorted[i].offset);
+    at = sorted[i].offset + sorted[i].bytes;
+  }
+  free(sorted);
+  return status;
+}
+
+typedef struct hasher {
+  XXH3_state_t state;
+  int fd;
+  const char *path;
+  unsigned char *buffer; /* [READ_BYTES] */
+} hasher;
+
+static spt_status hash_range(void *context, uint64_t begin, uint64_t end) {
+  hasher *h = context;
   while (begin < end) {
     const size_t count = end - begin < READ_BYTES ? (size_t)(end - begin) : READ_BYTES;
-    SPT_TRY(spt_file_read_at(fd, path, buffer, count, begin));
-    XXH3_128bits_update(state, buffer, count);
+    SPT_TRY(spt_file_read_at(h->fd, h->path, h->buffer, count, begin));
+    XXH3_128bits_update(&h->state, h->buffer, count);
     begin += count;
   }
   return SPT_OK;
@@ -61,33 +90,14 @@ static spt_status hash_range(XXH3_state_t *state, int fd, const char *path, unsi
 /* XXH3-128 of the block outside its digest fields and of the file between and after the tensors. */
 static spt_status metadata_digest(int fd, const char *path, const spt_seal *seal, const unsigned char *block,
                                   const spt_extent *extents, XXH128_canonical_t *digest_p) {
-  const size_t count = (size_t)seal->tensor_count;
-  spt_extent *sorted = malloc((count + 1) * sizeof *sorted);
-  unsigned char *buffer = malloc(READ_BYTES);
-  spt_status status = sorted && buffer ? SPT_OK : SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for its checks", path);
-  if (status == SPT_OK) {
-    memcpy(sorted, extents, count * sizeof *sorted);
-    qsort(sorted, count, sizeof *sorted, by_offset);
-    sorted[count] = (spt_extent){seal->file_bytes, 0};
-    XXH3_state_t state;
-    XXH3_128bits_reset(&state);
-    XXH3_128bits_update(&state, block, DIGEST_AT);
-    XXH3_128bits_update(&state, block + SELF_END, SPT_SEAL_BYTES - SELF_END);
-    uint64_t at = SPT_SEAL_BYTES;
-    for (size_t i = 0; status == SPT_OK && i <= count; i++) {
-      if (sorted[i].offset < at || sorted[i].offset > seal->file_bytes ||
-          sorted[i].bytes > seal->file_bytes - sorted[i].offset) {
-        status =
-            SPT_FAIL(SPT_ERR_DATA, "%s: damaged checkpoint: tensors overlap or leave the file; use an older one", path);
-        break;
-      }
-      status = hash_range(&state, fd, path, buffer, at, sorted[i].offset);
-      at = sorted[i].offset + sorted[i].bytes;
-    }
-    XXH128_canonicalFromHash(digest_p, XXH3_128bits_digest(&state));
-  }
-  free(buffer);
-  free(sorted);
+  hasher h = {.fd = fd, .path = path, .buffer = malloc(READ_BYTES)};
+  if (!h.buffer) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for its checks", path);
+  XXH3_128bits_reset(&h.state);
+  XXH3_128bits_update(&h.state, block, DIGEST_AT);
+  XXH3_128bits_update(&h.state, block + SELF_END, SPT_SEAL_BYTES - SELF_END);
+  const spt_status status = spt_seal_visit_gaps(path, seal, extents, hash_range, &h);
+  if (status == SPT_OK) XXH128_canonicalFromHash(digest_p, XXH3_128bits_digest(&h.state));
+  free(h.buffer);
   return status;
 }
 

@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 typedef enum { COUNT, NUMBER } field_kind;
@@ -37,6 +38,7 @@ static const field fields[] = {
     FIELD(reduce_wait_seconds, NUMBER, false),
     FIELD(gather_seconds, NUMBER, false),
     FIELD(optimizer_seconds, NUMBER, false),
+    FIELD(save_seconds, NUMBER, false),
     FIELD(reduce_bytes, COUNT, false),
     FIELD(reduce_messages, COUNT, false),
     FIELD(gather_bytes, COUNT, false),
@@ -53,6 +55,9 @@ struct spt_metrics {
   uint64_t bytes;             /* of whole lines */
   spt_metric_record *records; /* all, for metrics.h5 */
   int64_t count, capacity;
+  int64_t written;       /* the first `written` records have their lines in the file */
+  int64_t synced;        /* and these are durable: what a failed fsync left out is written once more */
+  uint64_t synced_bytes;
 };
 
 static double get_number(const spt_metric_record *record, const field *field) {
@@ -171,6 +176,8 @@ static spt_status open_files(spt_metrics *metrics, int64_t step) {
   if (ftruncate(metrics->fd, (off_t)metrics->bytes) != 0)
     return SPT_FAIL(SPT_ERR_RESOURCE, "%s: cutting at step %lld failed: %s", metrics->jsonl, (long long)step,
                     strerror(errno));
+  metrics->written = metrics->synced = metrics->count;
+  metrics->synced_bytes = metrics->bytes;
   return SPT_OK;
 }
 
@@ -202,20 +209,59 @@ void spt_metrics_close(spt_metrics **metrics_p) {
   *metrics_p = NULL;
 }
 
-spt_status spt_metrics_append(spt_metrics *metrics, const spt_metric_record *record) {
+static spt_status write_line(spt_metrics *metrics, const spt_metric_record *record) {
   json_t *object = to_json(record);
   char *line = object ? json_dumps(object, JSON_COMPACT | JSON_PRESERVE_ORDER) : NULL;
   json_decref(object);
   if (!line) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for a line", metrics->jsonl);
   const size_t length = strlen(line);
   line[length] = '\n'; // in place of the NUL: one write, so that a reader sees whole lines
-  spt_status status = spt_file_write_at(metrics->fd, metrics->jsonl, line, length + 1, metrics->bytes);
+  const spt_status status = spt_file_write_at(metrics->fd, metrics->jsonl, line, length + 1, metrics->bytes);
   free(line);
-  if (status == SPT_OK) status = push(&metrics->records, &metrics->count, &metrics->capacity, record);
   if (status == SPT_OK)
     metrics->bytes += length + 1;
   else if (ftruncate(metrics->fd, (off_t)metrics->bytes) != 0)
-    return status; // the torn line is left out by every reader, and cut by the next append
+    return status; // the torn line is left out by every reader, and overwritten by the next
+  return status;
+}
+
+static spt_status write_lines(spt_metrics *metrics) {
+  for (; metrics->written < metrics->count; metrics->written++)
+    SPT_TRY(write_line(metrics, &metrics->records[metrics->written]));
+  return SPT_OK;
+}
+
+spt_status spt_metrics_append(spt_metrics *metrics, const spt_metric_record *record) {
+  SPT_TRY(push(&metrics->records, &metrics->count, &metrics->capacity, record));
+  return write_lines(metrics);
+}
+
+/* Opens the file anew where its name no longer leads to it (a folder that was moved or removed), to write all of it. */
+static spt_status reopen_vanished(spt_metrics *metrics) {
+  struct stat opened, named;
+  if (fstat(metrics->fd, &opened) == 0 && stat(metrics->jsonl, &named) == 0 && opened.st_ino == named.st_ino &&
+      opened.st_dev == named.st_dev)
+    return SPT_OK;
+  const int fd = open(metrics->jsonl, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  if (fd < 0) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: opening failed: %s", metrics->jsonl, strerror(errno));
+  close(metrics->fd);
+  metrics->fd = fd;
+  metrics->bytes = metrics->synced_bytes = 0;
+  metrics->written = metrics->synced = 0;
+  return SPT_OK;
+}
+
+static spt_status sync_lines(spt_metrics *metrics) {
+  SPT_TRY(reopen_vanished(metrics));
+  SPT_TRY(write_lines(metrics));
+  const spt_status status = spt_file_sync(metrics->fd, metrics->jsonl);
+  if (status == SPT_OK) {
+    metrics->synced = metrics->written;
+    metrics->synced_bytes = metrics->bytes;
+  } else { // the kernel may have dropped what it could not write
+    metrics->written = metrics->synced;
+    metrics->bytes = metrics->synced_bytes;
+  }
   return status;
 }
 
@@ -272,8 +318,7 @@ static bool make_image(const spt_metrics *metrics, double *values, void **image_
 
 spt_status spt_metrics_write_hdf5(spt_metrics *metrics) {
   spt_hdf5_quiet();
-  if (fsync(metrics->fd) != 0)
-    return SPT_FAIL(SPT_ERR_RESOURCE, "%s: fsync failed: %s", metrics->jsonl, strerror(errno));
+  SPT_TRY(sync_lines(metrics));
   double *values = malloc(((size_t)metrics->count + 1) * sizeof *values);
   void *image = NULL;
   size_t bytes = 0;

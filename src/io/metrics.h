@@ -1,4 +1,6 @@
-/* metrics.jsonl (appended, one object a line) and metrics.h5 (the same series, rewritten by rename). Rank 0 only. Non-finite numbers are null. */
+/* metrics.jsonl (appended, one object a line) and metrics.h5 (the same series, rewritten by rename). Rank 0 only. Non-finite numbers are null.
+ * A disk that fails loses no record as long as the run goes on: all are held in memory, and what could not be written is
+ * written with what follows. */
 #ifndef SPT_METRICS_H
 #define SPT_METRICS_H
 
@@ -11,6 +13,7 @@ typedef struct spt_metric_record {
   int64_t step, tokens; /* completed */
   double loss, lr, grad_norm, tokens_per_second, step_seconds, data_wait_seconds, model_flops_per_second;
   double reduce_wait_seconds, gather_seconds, optimizer_seconds;
+  double save_seconds; /* that saves held the steps up since the record before: snapshot, waiting for an unfinished one, tidying */
   int64_t reduce_bytes, reduce_messages, gather_bytes, gather_messages; /* per step */
   bool validated;
   double validation_loss, perplexity, bits_per_byte; /* bits_per_byte NAN: unknown */
@@ -21,8 +24,11 @@ typedef struct spt_metrics spt_metrics;
 /* Opens <folder>/metrics.jsonl; lines after `step` (a resume's checkpoint) and a torn last line are cut off, so that each step stands once.
  * step 0 starts a new file. */
 spt_status spt_metrics_open(const char *folder, int64_t step, spt_metrics **metrics_p);
+/* Writes the record, after those that are still to be written. On SPT_ERR_RESOURCE it is kept, to be written later (unless
+ * memory ran out). */
 spt_status spt_metrics_append(spt_metrics *metrics, const spt_metric_record *record);
-/* Rewrites metrics.h5 (after a validation, a save, and at the end). */
+/* Makes metrics.jsonl durable, with all records, also where the file has vanished; rewrites metrics.h5 (after a validation,
+ * before a save, and at the end). SPT_OK: every record so far is on disk in both. */
 spt_status spt_metrics_write_hdf5(spt_metrics *metrics);
 void spt_metrics_close(spt_metrics **metrics_p);
 /* All records of a metrics.jsonl; malloc'ed array, the caller frees. A torn last line is left out. */

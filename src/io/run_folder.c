@@ -174,6 +174,27 @@ static spt_status list(const char *output, listing *listing_p) {
   return status;
 }
 
+/* What this program leaves of killed and failed saves. A folder that cannot be read will be told of by what needs it. */
+static void remove_parts(const char *output) {
+  char path[SPT_PATH_MAX];
+  checkpoints_folder(output, path);
+  DIR *entries = opendir(path);
+  if (!entries) return;
+  for (struct dirent *entry; (entry = readdir(entries));) {
+    const size_t length = strlen(entry->d_name);
+    char name[64];
+    int64_t step;
+    if (length <= 5 || length >= sizeof name || strcmp(entry->d_name + length - 5, ".part") != 0) continue;
+    snprintf(name, sizeof name, "%.*s", (int)(length - 5), entry->d_name);
+    if (strcmp(name, "best.h5") == 0 || parse_name(name, &step)) unlinkat(dirfd(entries), entry->d_name, 0);
+  }
+  closedir(entries);
+}
+
+void spt_run_folder_remove_parts(const spt_run_folder *folder) {
+  remove_parts(folder->output);
+}
+
 /* ---- open, close ---- */
 
 static spt_status make_folders(const char *path) {
@@ -210,7 +231,9 @@ static spt_status open_folder(spt_run_folder *folder, bool resume) {
     return SPT_FAIL(SPT_ERR_USAGE, "%s: is not a folder; choose another run.output", path);
   snprintf(folder->lock, sizeof folder->lock, "%s/lock", folder->output);
   SPT_TRY(take_lock(folder));
-  return resume ? SPT_OK : refuse_checkpoints(folder->output);
+  if (!resume) SPT_TRY(refuse_checkpoints(folder->output));
+  remove_parts(folder->output);
+  return SPT_OK;
 }
 
 spt_status spt_run_folder_open(const char *output, bool resume, spt_run_folder **folder_p) {
@@ -366,24 +389,6 @@ static spt_status remove_ours(const char *path) {
   return SPT_OK;
 }
 
-/* Leftovers of killed saves. No save is under way when this runs. */
-static spt_status remove_parts(const spt_run_folder *folder) {
-  char path[SPT_PATH_MAX];
-  checkpoints_folder(folder->output, path);
-  DIR *entries = opendir(path);
-  if (!entries) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: cannot be read: %s", path, strerror(errno));
-  for (struct dirent *entry; (entry = readdir(entries));) {
-    const size_t length = strlen(entry->d_name);
-    char name[64];
-    int64_t step;
-    if (length <= 5 || length >= sizeof name || strcmp(entry->d_name + length - 5, ".part") != 0) continue;
-    snprintf(name, sizeof name, "%.*s", (int)(length - 5), entry->d_name);
-    if (strcmp(name, "best.h5") == 0 || parse_name(name, &step)) unlinkat(dirfd(entries), entry->d_name, 0);
-  }
-  closedir(entries);
-  return SPT_OK;
-}
-
 spt_status spt_run_folder_after_save(spt_run_folder *folder, const char *path, bool best, int64_t keep) {
   const char *name = strrchr(path, '/');
   int64_t saved;
@@ -401,5 +406,6 @@ spt_status spt_run_folder_after_save(spt_run_folder *folder, const char *path, b
     status = remove_ours(old);
   }
   free(found.steps);
-  return status == SPT_OK ? remove_parts(folder) : status;
+  remove_parts(folder->output);
+  return status;
 }

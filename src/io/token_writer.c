@@ -167,6 +167,7 @@ static spt_status lay_out(const spt_token_writer *writer, layout *layout_p) {
   spt_status status = SPT_OK;
   const hid_t plan = H5Pcreate(H5P_FILE_CREATE), access = H5Pcreate(H5P_FILE_ACCESS);
   hid_t file = -1, group = -1;
+  if (access >= 0) spt_hdf5_no_locks(access);
   if (plan >= 0 && access >= 0 && H5Pset_userblock(plan, SPT_TOKEN_SEAL_BYTES) >= 0)
     file = H5Fcreate(writer->part_path, H5F_ACC_TRUNC, plan, access);
   if (file >= 0) {

@@ -50,7 +50,9 @@ expect 2 '/proc/none' mpi 1 --set 'run.output="/proc/none"' job.toml
 limited() {
     OMPI_MCA_btl=self sh "$mpi_run" 1 sh -c 'ulimit -f 128; exec "$@"' limited "$trainer" --threads 1 "$@"
 }
-expect 5 'step-00000010.h5' limited --set run.output=run-full job.toml
+status=0; limited --set run.output=run-full job.toml >log 2>&1 || status=$?
+[ $status = 5 ] || { cat log; fail "a full disk gave exit $status instead of 5"; }
+grep -q '^spectron-dist: step 10 is not saved: .*step-00000010.h5.part' log || { cat log; fail "no line on step 10"; }
 [ -z "$(ls run-full/checkpoints)" ] || fail "a failed save left $(ls run-full/checkpoints)"
 
 note "one rank fails while the others wait for it: said by that rank, the job ends"
