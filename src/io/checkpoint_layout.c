@@ -99,9 +99,7 @@ static spt_status write_metadata(const char *part, const spt_checkpoint_item *it
       H5Pset_obj_track_times(w.dataset_options, false) < 0 || // equal states give equal files
       H5Pset_create_intermediate_group(w.link_options, 1) < 0)
     status = failed(&w, "its settings");
-#if H5_VERSION_GE(1, 12, 1) || (H5_VERS_MINOR == 10 && H5_VERS_RELEASE >= 7)
-  if (status == SPT_OK) H5Pset_file_locking(access, false, true); // network file systems refuse locks
-#endif
+  if (status == SPT_OK) spt_hdf5_no_locks(access);
   if (status == SPT_OK && (w.file = H5Fcreate(part, H5F_ACC_TRUNC, creation, access)) < 0)
     status = failed(&w, "the file");
   if (status == SPT_OK) status = put_header(&w, header);
@@ -114,32 +112,23 @@ static spt_status write_metadata(const char *part, const spt_checkpoint_item *it
   return status;
 }
 
-/* Where space cannot be reserved: writes as many zeros as there will be metadata, and waits for them. */
-static spt_status write_zeros(int fd, const char *part, uint64_t bytes) {
-  static const unsigned char zeros[65536];
-  for (uint64_t at = 0; at < bytes; at += sizeof zeros)
-    SPT_TRY(spt_file_write_at(fd, part, zeros, bytes - at < sizeof zeros ? (size_t)(bytes - at) : sizeof zeros, at));
-  return spt_file_sync(fd, part);
-}
-
 /* HDF5 does not survive a full disk well (a failed H5Fclose crashes the process at exit), so ask for the space before
  * it writes: what it writes afterwards lies where this lay. */
 static spt_status try_space(const char *part, const spt_checkpoint_item *items, int item_count, const char *job) {
   const uint64_t metadata = 65536 + strlen(job) + 4096 * (uint64_t)item_count;
   uint64_t bytes = SPT_SEAL_BYTES + metadata;
   for (int i = 0; i < item_count; i++) bytes += spt_item_bytes(&items[i]);
-  const int fd = open(part, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  int fd = open(part, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (fd < 0) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: creating failed: %s", part, strerror(errno));
-  bool reserved;
-  spt_status status = spt_file_reserve(fd, part, bytes, &reserved);
-  if (status == SPT_OK && !reserved) status = write_zeros(fd, part, metadata);
+  const spt_status status = spt_file_claim(fd, part, bytes, metadata);
+  if (status == SPT_OK) return spt_file_close(&fd, part);
   close(fd);
   return status;
 }
 
 static spt_status reserve_all(const char *part, spt_checkpoint_layout *layout) {
   struct stat info;
-  const int fd = open(part, O_RDWR | O_CLOEXEC);
+  int fd = open(part, O_RDWR | O_CLOEXEC);
   if (fd < 0 || fstat(fd, &info) != 0) {
     const int error = errno;
     if (fd >= 0) close(fd);
@@ -147,6 +136,7 @@ static spt_status reserve_all(const char *part, spt_checkpoint_layout *layout) {
   }
   layout->file_bytes = (uint64_t)info.st_size;
   const spt_status status = spt_file_reserve(fd, part, layout->file_bytes, NULL);
+  if (status == SPT_OK) return spt_file_close(&fd, part);
   close(fd);
   return status;
 }

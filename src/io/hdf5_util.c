@@ -10,13 +10,19 @@ void spt_hdf5_quiet(void) {
   H5PLset_loading_state(0);
 }
 
+void spt_hdf5_no_locks(hid_t access) {
+#if H5_VERSION_GE(1, 12, 1) || (H5_VERS_MAJOR == 1 && H5_VERS_MINOR == 10 && H5_VERS_RELEASE >= 7)
+  H5Pset_file_locking(access, false, true);
+#else
+  (void)access; // these libraries heed HDF5_USE_FILE_LOCKING=FALSE in the environment only
+#endif
+}
+
 spt_status spt_hdf5_open_read(const char *path, hid_t *file_p) {
   spt_hdf5_quiet();
   const hid_t access = H5Pcreate(H5P_FILE_ACCESS);
   if (access < 0) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: HDF5 is out of resources", path);
-#if H5_VERSION_GE(1, 12, 1) || (H5_VERS_MINOR == 10 && H5_VERS_RELEASE >= 7)
-  H5Pset_file_locking(access, false, true); // best effort: a library without the call locks, which is slower only
-#endif
+  spt_hdf5_no_locks(access);
   const hid_t file = H5Fopen(path, H5F_ACC_RDONLY, access);
   H5Pclose(access);
   if (file < 0) return SPT_FAIL(SPT_ERR_DATA, "%s: not a whole HDF5 file (damaged, truncated or something else)", path);

@@ -12,7 +12,9 @@
 /* No error stack on stderr (per thread in a thread-safe build), no filter plugins. Call before other HDF5 calls on a
  * thread. */
 void spt_hdf5_quiet(void);
-/* H5Fopen without file locking (network file systems refuse locks). SPT_ERR_DATA names the file. */
+/* For a file access list: no file locks, which network file systems refuse. Ours are guarded by the run's lock and by renames. */
+void spt_hdf5_no_locks(hid_t access);
+/* H5Fopen without file locking. SPT_ERR_DATA names the file. */
 spt_status spt_hdf5_open_read(const char *path, hid_t *file_p);
 /* True when `name` is an attribute of `object`. */
 bool spt_hdf5_has_attribute(hid_t object, const char *name);

@@ -272,8 +272,7 @@ static bool make_image(const spt_metrics *metrics, double *values, void **image_
 
 spt_status spt_metrics_write_hdf5(spt_metrics *metrics) {
   spt_hdf5_quiet();
-  if (fsync(metrics->fd) != 0)
-    return SPT_FAIL(SPT_ERR_RESOURCE, "%s: fsync failed: %s", metrics->jsonl, strerror(errno));
+  SPT_TRY(spt_file_sync(metrics->fd, metrics->jsonl));
   double *values = malloc(((size_t)metrics->count + 1) * sizeof *values);
   void *image = NULL;
   size_t bytes = 0;

@@ -16,7 +16,7 @@ recorded() { sed -n "1s/.*\"$1\": *\([0-9]*\).*/\1/p" "$2/metrics.jsonl"; }
 for mode in all-reduce reduce-scatter; do
     for p in 1 2 3; do
         run=run-$mode-$p
-        sh "$mpi_run" $p env LD_PRELOAD="$shim" SPT_PMPI_OUT="$work/pmpi-%d.json" "$trainer" --threads 1 --profile --set run.output=$run \
+        sh "$mpi_run" $p env LD_PRELOAD="$shim${LD_PRELOAD:+:$LD_PRELOAD}" SPT_PMPI_OUT="$work/pmpi-%d.json" "$trainer" --threads 1 --profile --set run.output=$run \
             --set dist.reduction=$mode --set schedule.steps=$steps --set validation.every=0 job.toml >log 2>&1 || { cat log; fail "$mode on $p ranks"; }
         call=MPI_Iallreduce
         [ $mode = all-reduce ] || call=MPI_Ireduce_scatter
