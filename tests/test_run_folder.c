@@ -252,7 +252,7 @@ static void lock_removed(void **unused) {
   assert_ok(spt_run_folder_open(output, true, &second));
   spill("checkpoints/step-00000099.h5.part", "the other's save under way");
   save(first, 20, path);
-  assert_fails(SPT_ERR_RESOURCE, spt_run_folder_after_save(first, path, true, 1), in_output("lock"), "another run has this folder");
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_after_save(first, path, true, 1), in_output("lock"), "another run has this folder");
   assert_true(exists("checkpoints/step-00000099.h5.part") && exists("checkpoints/step-00000010.h5"));
   assert_false(exists("checkpoints/best.h5"));
   spt_run_folder_close(&first);

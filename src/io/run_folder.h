@@ -16,7 +16,7 @@ void spt_run_folder_checkpoint_path(const spt_run_folder *folder, int64_t step, 
 /* The newest intact checkpoint, every tensor verified: opens it. Damaged newer ones are skipped and each is named in `warning` (may be NULL). *checkpoint_p = NULL and
  * SPT_OK when there is no checkpoint file at all; files but none intact is SPT_ERR_DATA. */
 spt_status spt_run_folder_newest(const spt_run_folder *folder, spt_checkpoint **checkpoint_p, char *warning, size_t warning_size);
-/* After a durable save: makes sure that the lock is still ours (else SPT_ERR_RESOURCE, and nothing is touched); best.h5 becomes a hard link (else a copy) to `path` by temp + rename when `best`; then removes step files beyond the `keep` newest and stale .part files. */
+/* After a durable save: makes sure that the lock is still ours (else SPT_ERR_USAGE, and nothing is touched); best.h5 becomes a hard link (else a copy) to `path` by temp + rename when `best`; then removes step files beyond the `keep` newest and stale .part files. */
 spt_status spt_run_folder_after_save(spt_run_folder *folder, const char *path, bool best, int64_t keep);
 /* After a resume: where best.h5 is missing or of another loss than `best` (a run that ended between a save and its link), it becomes a
  * link to the earliest intact step file whose header has that loss: the save that the new best forced. NAN: nothing to do. */

@@ -188,7 +188,7 @@ spt_status spt_run_lock_check(spt_run_lock *lock) {
     }
   }
   if (!read_named_holder(lock->path, &now)) return SPT_OK; // nobody is known to have it
-  return SPT_FAIL(SPT_ERR_RESOURCE,
+  return SPT_FAIL(SPT_ERR_USAGE,
                   "%s: was removed or replaced during the run, and now another run has this folder: host %s, process %ld, "
                   "Slurm job %s; stop one of the two",
                   lock->path, now.host, now.process, now.job);
