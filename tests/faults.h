@@ -7,6 +7,7 @@
 #include <fcntl.h>
 #include <stdbool.h>
 #include <stdio.h>
+#include <sys/file.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -14,12 +15,15 @@
 static struct {
   int reserve_error; /* every fallocate fails so; 0 = real */
   long writes_left;  /* < 0: no fault; else this many writes succeed, then write_error */
-  int write_error, fsync_error, link_error, rename_error;
-} faults = {.writes_left = -1};
+  long closes_left; /* < 0: no fault; else this many closes of files open for writing succeed, then close_error */
+  int write_error, fsync_error, link_error, rename_error, close_error;
+  int lock_error; /* every flock fails so; 0 = real */
+  long locks;     /* flocks called */
+} faults = {.writes_left = -1, .closes_left = -1};
 
 static void faults_reset(void) {
   memset(&faults, 0, sizeof faults);
-  faults.writes_left = -1;
+  faults.writes_left = faults.closes_left = -1;
 }
 
 int fallocate(int fd, int mode, off_t offset, off_t length) {
@@ -48,6 +52,25 @@ int fsync(int fd) {
     return -1;
   }
   return (int)syscall(SYS_fsync, fd);
+}
+
+/* The descriptor is closed all the same, as Linux does. */
+int close(int fd) {
+  const bool writable = faults.closes_left >= 0 && (fcntl(fd, F_GETFL) & O_ACCMODE) != O_RDONLY;
+  const int closed = (int)syscall(SYS_close, fd);
+  if (!writable || faults.closes_left-- > 0) return closed;
+  faults.closes_left = 0;
+  errno = faults.close_error;
+  return -1;
+}
+
+int flock(int fd, int operation) {
+  faults.locks++;
+  if (faults.lock_error) {
+    errno = faults.lock_error;
+    return -1;
+  }
+  return (int)syscall(SYS_flock, fd, operation);
 }
 
 int link(const char *from, const char *to) {

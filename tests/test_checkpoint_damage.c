@@ -148,6 +148,7 @@ static void no_checkpoint(void **unused) {
 /* A save that fails leaves no .part and the older file as it was; the next one succeeds. */
 static void assert_save_fails(state *s, const char *text) {
   assert_fails(SPT_ERR_RESOURCE, save(s, temp_path("a.h5"), job), "a.h5", text);
+  assert_int_equal(faults.locks, 0); // HDF5 takes none
   faults_reset();
   assert_absent(temp_path("a.h5.part"));
 }
@@ -159,6 +160,7 @@ static void full_disk(void **unused) {
   state_make(&s, 13000);
   assert_ok(save(&old, temp_path("a.h5"), job));
 
+  faults_reset();
   faults.reserve_error = ENOSPC;
   assert_save_fails(&s, "no space left");
   faults.reserve_error = EDQUOT;
@@ -167,6 +169,11 @@ static void full_disk(void **unused) {
   assert_save_fails(&s, "fsync");
   faults.rename_error = EACCES;
   assert_save_fails(&s, "renaming");
+  for (int closes = 0; closes < 5; closes++) { // of the probe, two by HDF5, of the reservation, of the whole file
+    faults.closes_left = closes;
+    faults.close_error = EDQUOT; // some network file systems tell only here
+    assert_save_fails(&s, closes == 1 || closes == 2 ? "HDF5" : "no space left");
+  }
   assert_holds(temp_path("a.h5"), &old);
 
   // The disk fills up at every single write in turn, threaded and not, where space could not be reserved.

@@ -142,6 +142,134 @@ static void killed_run(void **unused) {
   close(ready[1]);
 }
 
+/* ---- lock: many starts at once, file systems without locks, a lock that is removed ---- */
+
+enum { STARTS = 4 };
+
+/* STARTS processes open the folder in the same instant and hold it until all have answered: exactly one may get it. */
+static void race(bool kernel_locks) {
+  int go[2], answers[2], hold[2], winners = 0;
+  pid_t children[STARTS];
+  assert_true(pipe(go) == 0 && pipe(answers) == 0 && pipe(hold) == 0);
+  for (int i = 0; i < STARTS; i++) {
+    children[i] = fork();
+    assert_true(children[i] >= 0);
+    if (children[i] != 0) continue;
+    spt_run_folder *folder;
+    char word;
+    close(go[1]), close(hold[1]);
+    faults.lock_error = kernel_locks ? 0 : ENOLCK;
+    if (read(go[0], &word, 1) != 0) _exit(3); // until the parent closes it
+    const spt_status status = spt_run_folder_open(output, true, &folder);
+    const char answer = status == SPT_OK ? 'y' : status == SPT_ERR_USAGE ? 'n' : 'e';
+    if (write(answers[1], &answer, 1) != 1 || read(hold[0], &word, 1) != 0) _exit(3);
+    if (status == SPT_OK) spt_run_folder_close(&folder);
+    _exit(answer == 'e');
+  }
+  close(go[0]), close(hold[0]), close(answers[1]), close(go[1]);
+  for (int i = 0; i < STARTS; i++) {
+    char answer = 0;
+    assert_int_equal(read(answers[0], &answer, 1), 1);
+    assert_true(answer == 'y' || answer == 'n');
+    winners += answer == 'y';
+  }
+  assert_int_equal(winners, 1);
+  assert_true(exists("lock"));
+  close(hold[1]), close(answers[0]);
+  for (int i = 0; i < STARTS; i++) {
+    int status;
+    assert_int_equal(waitpid(children[i], &status, 0), children[i]);
+    assert_int_equal(status, 0);
+  }
+  assert_false(exists("lock"));
+}
+
+/* The lock file of a process of this host that is no more. */
+static void leave_stale_lock(void) {
+  char host[128] = "", text[300];
+  const pid_t child = fork();
+  if (child == 0) _exit(0);
+  assert_int_equal(waitpid(child, NULL, 0), child);
+  gethostname(host, sizeof host - 1);
+  snprintf(text, sizeof text, "host %s process %ld slurm_job - since 2020-01-01T00:00:00Z\n", host, (long)child);
+  spill("lock", text);
+}
+
+static void starts_at_once(void **unused) {
+  (void)unused;
+  spt_run_folder *folder;
+  assert_ok(spt_run_folder_open(output, true, &folder));
+  spt_run_folder_close(&folder);
+  for (int i = 0; i < 20; i++) {
+    race(true);
+    leave_stale_lock();
+    race(true);
+    race(false);
+  }
+  leave_stale_lock(); // a second each
+  race(false);
+}
+
+/* A network file system without locks, or with locks that other hosts do not see: the file alone keeps the others out. */
+static void no_kernel_lock(void **unused) {
+  (void)unused;
+  static const int errors[] = {ENOLCK, ENOSYS, EOPNOTSUPP};
+  spt_run_folder *folder, *second = NULL;
+  for (size_t i = 0; i < sizeof errors / sizeof *errors; i++) {
+    faults.lock_error = errors[i];
+    assert_ok(spt_run_folder_open(output, true, &folder));
+    assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, true, &second), "another run uses this folder", "wait for it");
+    assert_null(second);
+    spt_run_folder_close(&folder);
+    assert_false(exists("lock"));
+  }
+  leave_stale_lock();
+  assert_ok(spt_run_folder_open(output, true, &folder));
+  spt_run_folder_close(&folder);
+  spill("lock", ""); // of a start on another host that has not written yet, or never will
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, true, &second), in_output("lock"), "remove this file");
+  assert_true(exists("lock"));
+  faults.fsync_error = EIO;
+  assert_int_equal(unlink(in_output("lock")), 0);
+  assert_fails(SPT_ERR_RESOURCE, spt_run_folder_open(output, true, &second), in_output("lock"), "fsync");
+  assert_false(exists("lock")); // or it would keep the next start out
+  faults_reset();
+}
+
+static void lock_removed(void **unused) {
+  (void)unused;
+  spt_run_folder *first, *second = NULL;
+  char path[SPT_PATH_MAX];
+  assert_ok(spt_run_folder_open(output, false, &first));
+  assert_int_equal(unlink(in_output("lock")), 0);
+  save(first, 10, path);
+  assert_ok(spt_run_folder_after_save(first, path, false, 9));
+  assert_true(exists("lock")); // made again
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, true, &second), "another run uses this folder");
+
+  // removed, and another run starts: this one touches nothing of it any more, its lock included
+  assert_int_equal(unlink(in_output("lock")), 0);
+  assert_ok(spt_run_folder_open(output, true, &second));
+  spill("checkpoints/step-00000099.h5.part", "the other's save under way");
+  save(first, 20, path);
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_after_save(first, path, true, 1), in_output("lock"), "another run has this folder");
+  assert_true(exists("checkpoints/step-00000099.h5.part") && exists("checkpoints/step-00000010.h5"));
+  assert_false(exists("checkpoints/best.h5"));
+  spt_run_folder_close(&first);
+  assert_true(exists("lock"));
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, true, &first), "another run uses this folder");
+  spt_run_folder_close(&second);
+  assert_false(exists("lock"));
+
+  // a link to a foreign file is neither followed nor overwritten
+  spill("precious", "mine");
+  assert_int_equal(symlink(in_output("precious"), in_output("lock")), 0);
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, true, &first), in_output("lock"));
+  char *text = slurp("precious");
+  assert_string_equal(text, "mine");
+  free(text);
+}
+
 static void other_host(void **unused) {
   (void)unused;
   spt_run_folder *folder;
@@ -152,6 +280,7 @@ static void other_host(void **unused) {
   free(text);
   spt_run_folder_close(&folder);
 
+  setenv("SLURM_JOB_ID", "100", 1); // another job than the lock's
   spill("lock", "host elsewhere process 1234 slurm_job 99 since 2020-01-01T00:00:00Z\n");
   assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, true, &folder), in_output("lock"), "host elsewhere",
                "process 1234", "Slurm job 99", "remove");
@@ -340,6 +469,9 @@ int main(void) {
       cmocka_unit_test_setup(one_run_at_a_time, fresh_output),
       cmocka_unit_test_setup(killed_run, fresh_output),
       cmocka_unit_test_setup(other_host, fresh_output),
+      cmocka_unit_test_setup(starts_at_once, fresh_output),
+      cmocka_unit_test_setup(no_kernel_lock, fresh_output),
+      cmocka_unit_test_setup(lock_removed, fresh_output),
       cmocka_unit_test_setup(unusable_output, fresh_output),
       cmocka_unit_test_setup(newest, fresh_output),
       cmocka_unit_test_setup(keeps_and_removes, fresh_output),

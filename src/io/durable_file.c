@@ -61,8 +61,32 @@ spt_status spt_file_reserve(int fd, const char *path, uint64_t bytes, bool *rese
   return error == 0 ? SPT_OK : write_failed(path, "reserving space", bytes, error);
 }
 
+spt_status spt_file_claim(int fd, const char *path, uint64_t bytes, uint64_t first) {
+  static const unsigned char zeros[65536];
+  bool reserved;
+  SPT_TRY(spt_file_reserve(fd, path, bytes, &reserved));
+  if (reserved) return SPT_OK;
+  for (uint64_t at = 0; at < first; at += sizeof zeros)
+    SPT_TRY(spt_file_write_at(fd, path, zeros, first - at < sizeof zeros ? (size_t)(first - at) : sizeof zeros, at));
+  return spt_file_sync(fd, path);
+}
+
+static int sync_error(int fd) {
+  while (fsync(fd) != 0)
+    if (errno != EINTR) return errno;
+  return 0;
+}
+
 spt_status spt_file_sync(int fd, const char *path) {
-  return fsync(fd) == 0 ? SPT_OK : write_failed(path, "fsync", 0, errno);
+  const int error = sync_error(fd);
+  return error == 0 ? SPT_OK : write_failed(path, "fsync", 0, error);
+}
+
+spt_status spt_file_close(int *fd_p, const char *path) {
+  const int fd = *fd_p;
+  *fd_p = -1;
+  if (fd < 0 || close(fd) == 0 || errno == EINTR) return SPT_OK; // EINTR: closed all the same
+  return write_failed(path, "close", 0, errno);
 }
 
 spt_status spt_file_sync_folder(const char *path) {
@@ -75,15 +99,16 @@ spt_status spt_file_sync_folder(const char *path) {
     snprintf(folder, sizeof folder, "%.*s", slash == path ? 1 : (int)(slash - path), path);
   const int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (fd < 0) return write_failed(folder, "opening the folder", 0, errno);
-  const int error = fsync(fd) == 0 || errno == EINVAL ? 0 : errno; // EINVAL: this file system has no fsync for folders
+  const int error = sync_error(fd);
   close(fd);
-  return error == 0 ? SPT_OK : write_failed(folder, "fsync of the folder", 0, error);
+  // EINVAL: this file system has no fsync for folders
+  return error == 0 || error == EINVAL ? SPT_OK : write_failed(folder, "fsync of the folder", 0, error);
 }
 
 spt_status spt_file_publish(int *fd_p, const char *part, const char *path) {
-  const int fd = *fd_p;
-  spt_status status = spt_file_sync(fd, part);
-  if (close(fd) != 0 && status == SPT_OK) status = write_failed(part, "close", 0, errno);
+  spt_status status = spt_file_sync(*fd_p, part);
+  if (status == SPT_OK) status = spt_file_close(fd_p, part);
+  if (*fd_p >= 0) close(*fd_p);
   *fd_p = -1;
   if (status == SPT_OK && rename(part, path) != 0) status = write_failed(path, "renaming the finished file", 0, errno);
   if (status != SPT_OK) {

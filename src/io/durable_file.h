@@ -14,8 +14,13 @@ spt_status spt_file_read_at(int fd, const char *path, void *bytes, size_t count,
 /* Reserves disk space for [0, bytes), so that a full disk shows now and not half way; where the file system cannot,
  * only sets the length and *reserved_p (may be NULL) is false. */
 spt_status spt_file_reserve(int fd, const char *path, uint64_t bytes, bool *reserved_p);
+/* Before a library writes that does not survive a full disk: reserves [0, bytes), or, where the file system cannot, writes
+ * zeros over [0, first), where the library will write, and waits for them. */
+spt_status spt_file_claim(int fd, const char *path, uint64_t bytes, uint64_t first);
 /* fsync; network file systems tell of a full disk only here. */
 spt_status spt_file_sync(int fd, const char *path);
+/* Closes (*fd_p becomes −1; nothing when it is): some network file systems tell of a full disk or a quota only here. */
+spt_status spt_file_close(int *fd_p, const char *path);
 /* fsyncs the folder that holds `path`. */
 spt_status spt_file_sync_folder(const char *path);
 /* fsync, close (*fd_p becomes −1, also on failure), rename `part` to `path`, fsync the folder. `part` is removed on

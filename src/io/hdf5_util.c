@@ -11,10 +11,10 @@ void spt_hdf5_quiet(void) {
 }
 
 void spt_hdf5_no_locks(hid_t access) {
-#if H5_VERSION_GE(1, 12, 1) || (H5_VERS_MINOR == 10 && H5_VERS_RELEASE >= 7)
-  H5Pset_file_locking(access, false, true); // a library without the call wants HDF5_USE_FILE_LOCKING=FALSE there
+#if H5_VERSION_GE(1, 12, 1) || (H5_VERS_MAJOR == 1 && H5_VERS_MINOR == 10 && H5_VERS_RELEASE >= 7)
+  H5Pset_file_locking(access, false, true);
 #else
-  (void)access;
+  (void)access; // these libraries heed HDF5_USE_FILE_LOCKING=FALSE in the environment only
 #endif
 }
 

@@ -12,7 +12,7 @@
 /* No error stack on stderr (per thread in a thread-safe build), no filter plugins. Call before other HDF5 calls on a
  * thread. */
 void spt_hdf5_quiet(void);
-/* Turns file locking off, which network file systems refuse, in a file's access properties. */
+/* For a file access list: no file locks, which network file systems refuse. Ours are guarded by the run's lock and by renames. */
 void spt_hdf5_no_locks(hid_t access);
 /* H5Fopen without file locking. SPT_ERR_DATA names the file. */
 spt_status spt_hdf5_open_read(const char *path, hid_t *file_p);

@@ -2,115 +2,24 @@
 
 #include "checkpoint_internal.h"
 #include "durable_file.h"
+#include "run_lock.h"
 
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { FOLDER_MAX = SPT_PATH_MAX - 48 }; // room for "/checkpoints/step-….h5.part"
 
 struct spt_run_folder {
   char output[FOLDER_MAX];
-  char lock[SPT_PATH_MAX];
-  int lock_fd;
+  spt_run_lock *lock;
 };
-
-/* ---- lock ---- */
-
-typedef struct holder {
-  char host[128], job[64]; /* job "-": none */
-  long process;
-} holder;
-
-static holder this_process(void) {
-  holder me = {.process = (long)getpid()};
-  if (gethostname(me.host, sizeof me.host - 1) != 0 || me.host[0] == '\0') strcpy(me.host, "unknown");
-  const char *job = getenv("SLURM_JOB_ID");
-  snprintf(me.job, sizeof me.job, "%s", job && *job ? job : "-");
-  return me;
-}
-
-static bool read_holder(int fd, holder *holder_p) {
-  char text[512];
-  const ssize_t bytes = pread(fd, text, sizeof text - 1, 0);
-  if (bytes <= 0) return false;
-  text[bytes] = '\0';
-  return sscanf(text, "host %127s process %ld slurm_job %63s", holder_p->host, &holder_p->process, holder_p->job) == 3;
-}
-
-static spt_status in_use(const char *lock, const holder *by, bool known, const char *remedy) {
-  if (!known) return SPT_FAIL(SPT_ERR_USAGE, "%s: another run uses this folder; %s", lock, remedy);
-  return SPT_FAIL(SPT_ERR_USAGE, "%s: another run uses this folder: host %s, process %ld, Slurm job %s; %s", lock,
-                  by->host, by->process, by->job, remedy);
-}
-
-/* Whether a lock file that nobody on this host holds may be taken. The kernel's lock says nothing of other hosts on
- * many network file systems. */
-static spt_status judge_leftover(const char *lock, int fd, bool kernel_lock) {
-  const holder me = this_process();
-  holder before;
-  if (!read_holder(fd, &before)) return SPT_OK; // empty or torn: its writer died before it began
-  if (strcmp(before.job, "-") != 0 && strcmp(before.job, me.job) == 0)
-    return SPT_OK; // Slurm requeued the job: its earlier processes are gone
-  if (strcmp(before.host, me.host) != 0) return in_use(lock, &before, true, "if that run is dead, remove this file");
-  if (kernel_lock || (kill((pid_t)before.process, 0) != 0 && errno == ESRCH)) return SPT_OK;
-  return in_use(lock, &before, true, "wait for it or choose another output");
-}
-
-static spt_status write_holder(const char *lock, int fd) {
-  const holder me = this_process();
-  char text[512], when[32] = "";
-  const time_t now = time(NULL);
-  struct tm utc;
-  if (gmtime_r(&now, &utc)) strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", &utc);
-  const int bytes =
-      snprintf(text, sizeof text, "host %s process %ld slurm_job %s since %s\n", me.host, me.process, me.job, when);
-  if (ftruncate(fd, 0) != 0) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: writing failed: %s", lock, strerror(errno));
-  return spt_file_write_at(fd, lock, text, (size_t)bytes, 0);
-}
-
-/* *again_p: the file was unlinked by its last holder between open and lock. */
-static spt_status try_lock(const char *lock, int fd, bool *again_p) {
-  const bool kernel_lock = flock(fd, LOCK_EX | LOCK_NB) == 0;
-  if (!kernel_lock && errno == EWOULDBLOCK) {
-    holder by;
-    const bool known = read_holder(fd, &by);
-    return in_use(lock, &by, known, "wait for it or choose another output");
-  }
-  struct stat opened, named;
-  *again_p = fstat(fd, &opened) != 0 || stat(lock, &named) != 0 || opened.st_ino != named.st_ino ||
-             opened.st_dev != named.st_dev;
-  if (*again_p) return SPT_OK;
-  SPT_TRY(judge_leftover(lock, fd, kernel_lock));
-  return write_holder(lock, fd);
-}
-
-static spt_status take_lock(spt_run_folder *folder) {
-  for (int attempt = 0; attempt < 100; attempt++) {
-    const int fd = open(folder->lock, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-    if (fd < 0)
-      return SPT_FAIL(SPT_ERR_USAGE, "%s: cannot be created: %s; choose another run.output", folder->lock,
-                      strerror(errno));
-    bool again = false;
-    const spt_status status = try_lock(folder->lock, fd, &again);
-    if (status == SPT_OK && !again) {
-      folder->lock_fd = fd;
-      return SPT_OK;
-    }
-    close(fd);
-    if (status != SPT_OK) return status;
-  }
-  return SPT_FAIL(SPT_ERR_USAGE, "%s: other runs keep taking this folder", folder->lock);
-}
 
 /* ---- listing ---- */
 
@@ -229,8 +138,8 @@ static spt_status open_folder(spt_run_folder *folder, bool resume) {
   struct stat info;
   if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode))
     return SPT_FAIL(SPT_ERR_USAGE, "%s: is not a folder; choose another run.output", path);
-  snprintf(folder->lock, sizeof folder->lock, "%s/lock", folder->output);
-  SPT_TRY(take_lock(folder));
+  snprintf(path, sizeof path, "%s/lock", folder->output);
+  SPT_TRY(spt_run_lock_take(path, &folder->lock));
   if (!resume) SPT_TRY(refuse_checkpoints(folder->output));
   remove_parts(folder->output);
   return SPT_OK;
@@ -244,7 +153,6 @@ spt_status spt_run_folder_open(const char *output, bool resume, spt_run_folder *
   spt_run_folder *folder = calloc(1, sizeof *folder);
   if (!folder) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory", output);
   memcpy(folder->output, output, length);
-  folder->lock_fd = -1;
   const spt_status status = open_folder(folder, resume);
   if (status != SPT_OK) {
     spt_run_folder_close(&folder);
@@ -257,10 +165,7 @@ spt_status spt_run_folder_open(const char *output, bool resume, spt_run_folder *
 void spt_run_folder_close(spt_run_folder **folder_p) {
   spt_run_folder *folder = *folder_p;
   if (!folder) return;
-  if (folder->lock_fd >= 0) {
-    unlink(folder->lock); // while it is still locked: a waiting opener sees that its file is gone and tries again
-    close(folder->lock_fd);
-  }
+  spt_run_lock_release(&folder->lock);
   free(folder);
   *folder_p = NULL;
 }
@@ -394,6 +299,7 @@ spt_status spt_run_folder_after_save(spt_run_folder *folder, const char *path, b
   int64_t saved;
   if (!parse_name(name ? name + 1 : path, &saved))
     return SPT_FAIL(SPT_ERR_USAGE, "%s: not a checkpoint of %s", path, folder->output);
+  SPT_TRY(spt_run_lock_check(folder->lock)); // another run's files are not ours to link or remove
   if (best) SPT_TRY(replace_best(folder, path));
   listing found;
   spt_status status = list(folder->output, &found);

@@ -6,9 +6,8 @@
 
 typedef struct spt_run_folder spt_run_folder;
 
-/* Creates the folder and checkpoints/, takes the lock (a file with host, process, Slurm job; kept locked with fcntl and, on another host, refused while it
- * exists: the message says how to remove a stale one). With resume false a folder that holds checkpoints is SPT_ERR_USAGE. What killed saves left half-written
- * (.part) is removed: it would take the space of the next ones. */
+/* Creates the folder and checkpoints/, takes the lock (run_lock.h). With resume false a folder that holds checkpoints is SPT_ERR_USAGE. What killed saves
+ * left half-written (.part) is removed: it would take the space of the next ones. */
 spt_status spt_run_folder_open(const char *output, bool resume, spt_run_folder **folder_p);
 void spt_run_folder_close(spt_run_folder **folder_p); /* releases the lock */
 /* Writes job.toml by temp + rename. */
@@ -20,7 +19,7 @@ void spt_run_folder_checkpoint_path(const spt_run_folder *folder, int64_t step, 
 spt_status spt_run_folder_newest(const spt_run_folder *folder, spt_checkpoint **checkpoint_p, char *warning, size_t warning_size);
 /* Before a save, while none is under way: removes what failed ones could not, so that there are never two half-written files. */
 void spt_run_folder_remove_parts(const spt_run_folder *folder);
-/* After a durable save: best.h5 becomes a hard link (else a copy) to `path` by temp + rename when `best`; then removes step files beyond the `keep` newest and stale .part files;
+/* After a durable save: makes sure that the lock is still ours (else SPT_ERR_USAGE, and nothing is touched); best.h5 becomes a hard link (else a copy) to `path` by temp + rename when `best`; then removes step files beyond the `keep` newest and stale .part files;
  * none is removed where best.h5 fails, whose state may be in one of them. */
 spt_status spt_run_folder_after_save(spt_run_folder *folder, const char *path, bool best, int64_t keep);
 /* After a resume: where best.h5 is missing or of another loss than `best` (a run that ended between a save and its link), it becomes a

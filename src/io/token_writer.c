@@ -153,10 +153,11 @@ static int64_t token_blocks(const spt_token_writer *writer) {
 static spt_status try_space(const spt_token_writer *writer) {
   const uint64_t metadata = SPT_TOKEN_SEAL_BYTES + 65536,
                  entries = (uint64_t)(token_blocks(writer) + writer->info.documents);
-  const int descriptor = open(writer->part_path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  int descriptor = open(writer->part_path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
   if (descriptor < 0) return io_failed(writer->part_path);
   const uint64_t bytes = metadata + 8 * entries + (uint64_t)(writer->info.tokens * writer->info.token_bytes);
-  const spt_status status = spt_file_reserve(descriptor, writer->part_path, bytes, NULL);
+  const spt_status status = spt_file_claim(descriptor, writer->part_path, bytes, metadata);
+  if (status == SPT_OK) return spt_file_close(&descriptor, writer->part_path);
   close(descriptor);
   return status;
 }

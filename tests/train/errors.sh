@@ -56,6 +56,6 @@ grep -q '^spectron-dist: step 10 is not saved: .*step-00000010.h5.part' log || {
 [ -z "$(ls run-full/checkpoints)" ] || fail "a failed save left $(ls run-full/checkpoints)"
 
 note "one rank fails while the others wait for it: said by that rank, the job ends"
-expect 5 'rank 1 .*step [0-9]*, parameter gather' timeout 60 sh "$mpi_run" 3 env LD_PRELOAD="$build/tests/libspt_fail_gather.so" "$trainer" --threads 1 \
+expect 5 'rank 1 .*step [0-9]*, parameter gather' timeout 60 sh "$mpi_run" 3 env LD_PRELOAD="$build/tests/libspt_fail_gather.so${LD_PRELOAD:+:$LD_PRELOAD}" "$trainer" --threads 1 \
     --set run.output=run-failing --set checkpoint.every=2 --set schedule.steps=400 --set validation.every=0 job.toml
 "$spectron" inspect "$(ls run-failing/checkpoints/step-*.h5 | tail -1)" | grep -q 'verified' || fail "the newest checkpoint of the failed run"

@@ -89,11 +89,11 @@ same_losses() {
         fail "losses of $1 and $2 differ by more than $3"
 }
 
-# wait_records RUN RECORDS: until the run, whose output is in log, has written so many
+# wait_records RUN RECORDS: until the run, whose output is in log, has written so many; $wait_limit: tenths of a second
 wait_records() {
     n=0
     while [ "$(cat "$1/metrics.jsonl" 2>/dev/null | wc -l)" -lt "$2" ]; do
-        n=$((n + 1)); [ $n -lt 600 ] || { cat log; fail "$1 did not come to $2 steps"; }
+        n=$((n + 1)); [ $n -lt "${wait_limit:-600}" ] || { cat log; fail "$1 did not come to $2 steps"; }
         sleep 0.1
     done
 }

@@ -24,7 +24,7 @@ for mode in all-reduce reduce-scatter tree; do
             [ $p != 2 ] || last=$((2 * steps))
             ;;
         esac
-        sh "$mpi_run" $p env LD_PRELOAD="$shim" SPT_PMPI_OUT="$work/pmpi-%d.json" "$trainer" --threads 1 --profile --set run.output=$run \
+        sh "$mpi_run" $p env LD_PRELOAD="$shim${LD_PRELOAD:+:$LD_PRELOAD}" SPT_PMPI_OUT="$work/pmpi-%d.json" "$trainer" --threads 1 --profile --set run.output=$run \
             --set dist.reduction=$mode --set batch.micro=$micro --set schedule.steps=$steps --set validation.every=0 job.toml >log 2>&1 || { cat log; fail "$mode on $p ranks"; }
         rank=0
         while [ $rank -lt $p ]; do

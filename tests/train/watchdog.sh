@@ -54,7 +54,7 @@ ended 137 'rank [01]: ended by signal 15 after step [0-9]*, in '
 
 # hang WHAT: three ranks, of which rank 1 hangs after some steps
 hang() {
-    sh "$mpi_run" 3 env "$1=1" LD_PRELOAD="$build/tests/libspt_fail_gather.so" "$trainer" --threads 1 --set run.output="run-$1" --set checkpoint.every=0 \
+    sh "$mpi_run" 3 env "$1=1" LD_PRELOAD="$build/tests/libspt_fail_gather.so${LD_PRELOAD:+:$LD_PRELOAD}" "$trainer" --threads 1 --set run.output="run-$1" --set checkpoint.every=0 \
         --set schedule.steps=1000000 --set validation.every=0 --set dist.timeout_seconds=4 job.toml >log 2>&1 &
     launcher=$!
     wait_records "run-$1" 5
