@@ -15,7 +15,6 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/time.h>
-#include <time.h>
 #include <unistd.h>
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
@@ -123,7 +122,31 @@ static void plant_fault(const char *path) {
       if (!calloc(1, 1 << 26)) abort(); // as the library does without memory, or worse
 }
 
-/* Processor time: a busy machine or a suspended job is no hang. At its end SIGPROF's default action ends this process. */
+/* What a reader says when its time is up; for the signal handler. */
+static struct {
+  int socket;
+  reply head;
+  char message[MESSAGE_BYTES];
+} last_words;
+
+static void give_up(int signal_number) {
+  (void)signal_number;
+  if (send(last_words.socket, &last_words.head, sizeof last_words.head, MSG_NOSIGNAL) > 0)
+    send(last_words.socket, last_words.message, (size_t)last_words.head.bytes, MSG_NOSIGNAL);
+  _exit(1);
+}
+
+static void prepare_last_words(int socket, const char *path, int seconds) {
+  const int bytes = snprintf(last_words.message, sizeof last_words.message,
+                             "%.900s: damaged or hostile: the HDF5 library hangs on it (ended after %d s of processor "
+                             "time); make the file again",
+                             path, seconds);
+  last_words.socket = socket;
+  last_words.head = (reply){SPT_ERR_DATA, bytes};
+  signal(SIGPROF, give_up);
+}
+
+/* Processor time: a busy machine or a suspended job is no hang. */
 static void limit_time(int seconds) {
   const struct itimerval once = {.it_value = {.tv_sec = seconds}};
   setitimer(ITIMER_PROF, &once, NULL);
@@ -147,6 +170,7 @@ static void serve(int socket, int descriptor) {
   int for_ever = -1;
   if (!receive_all(socket, &first, sizeof first, &for_ever)) return;
   snprintf(name, sizeof name, "/proc/self/fd/%d", descriptor);
+  prepare_last_words(socket, first.path, first.seconds);
   const spt_hdf5_answerer *const kinds[] = {&spt_shard_answerer, &spt_checkpoint_answerer};
   while (receive_all(socket, &question, sizeof question, &for_ever)) {
     char *argument = malloc((size_t)question.argument_bytes + 1), *answer = calloc(1, (size_t)question.answer_bytes + 1);
@@ -335,7 +359,6 @@ spt_status spt_hdf5_reader_ask(spt_hdf5_reader *reader, spt_question question, c
   if (reader->ended) return SPT_FAIL(SPT_ERR_DATA, "%s: its reader has failed before", reader->path);
   reader->ended = true; // unless all goes well
   int patience = WALL_PER_CPU * reader->seconds;
-  const time_t began = time(NULL);
   const bool answered = send_all(reader->socket, &question, sizeof question) &&
                         send_all(reader->socket, argument, (size_t)question.argument_bytes) &&
                         receive_all(reader->socket, &head, sizeof head, &patience);
@@ -345,7 +368,6 @@ spt_status spt_hdf5_reader_ask(spt_hdf5_reader *reader, spt_question question, c
     reader->ended = false;
     return SPT_OK;
   }
-  const bool hung = time(NULL) - began >= reader->seconds - 1; // not the clock's business to be exact: only words
   return SPT_FAIL(SPT_ERR_DATA, "%s: damaged or hostile: the HDF5 library %s on it; make the file again", reader->path,
-                  hung ? "hangs" : "crashes");
+                  patience < 0 ? "hangs" : "crashes");
 }

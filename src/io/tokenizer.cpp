@@ -53,10 +53,10 @@ spt_status sha256_hex(const std::string &bytes, std::string *hex_p) {
 }
 
 #ifdef SPT_HAVE_SENTENCEPIECE
-// One line: the library's messages can hold newlines.
+// One line: the library's messages can hold newlines, and what stands in the file.
 std::string one_line(std::string text) {
   for (char &c : text)
-    if (c == '\n') c = ' ';
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = ' ';
   return text;
 }
 
