@@ -347,6 +347,15 @@ spt_status trainer_finish_save(trainer *t) {
   return spt_comm_agree(t->comm, status, NULL);
 }
 
+/* Where the save goes; what is there and not ours keeps its bytes under another name. */
+static spt_status choose_path(trainer *t) {
+  char kept[SPT_PATH_MAX];
+  spt_run_folder_checkpoint_path(t->folder, t->step, t->pending_path);
+  SPT_TRY(spt_run_folder_make_room(t->pending_path, kept));
+  if (kept[0]) trainer_progress_event("%s is no checkpoint of this program: kept as %s", t->pending_path, kept);
+  return SPT_OK;
+}
+
 spt_status trainer_save(trainer *t, bool best, bool ending) {
   bool finite;
   SPT_TRY(trainer_parameters_finite(t, &finite));
@@ -367,7 +376,10 @@ spt_status trainer_save(trainer *t, bool best, bool ending) {
   spt_status status = job ? sha256_hex(job, header.config_sha256) : SPT_FAIL(SPT_ERR_RESOURCE, "out of memory saving");
   status = spt_comm_agree(t->comm, status, NULL);
   if (status == SPT_OK) {
-    if (t->comm->rank == 0) spt_run_folder_checkpoint_path(t->folder, t->step, t->pending_path);
+    if (t->comm->rank == 0) status = choose_path(t);
+    status = spt_comm_agree(t->comm, status, NULL);
+  }
+  if (status == SPT_OK) {
     status = t->comm->ops->broadcast(t->comm, t->pending_path, sizeof t->pending_path, 0);
   }
   if (status == SPT_OK)

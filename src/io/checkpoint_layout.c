@@ -128,8 +128,8 @@ static spt_status try_space(const char *part, const spt_checkpoint_item *items, 
   const uint64_t metadata = 65536 + strlen(job) + 4096 * (uint64_t)item_count;
   uint64_t bytes = SPT_SEAL_BYTES + metadata;
   for (int i = 0; i < item_count; i++) bytes += spt_item_bytes(&items[i]);
-  const int fd = open(part, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (fd < 0) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: creating failed: %s", part, strerror(errno));
+  int fd = -1;
+  SPT_TRY(spt_file_create(part, &fd));
   bool reserved;
   spt_status status = spt_file_reserve(fd, part, bytes, &reserved);
   if (status == SPT_OK && !reserved) status = write_zeros(fd, part, metadata);
@@ -139,10 +139,11 @@ static spt_status try_space(const char *part, const spt_checkpoint_item *items, 
 
 static spt_status reserve_all(const char *part, spt_checkpoint_layout *layout) {
   struct stat info;
-  const int fd = open(part, O_RDWR | O_CLOEXEC);
-  if (fd < 0 || fstat(fd, &info) != 0) {
+  int fd = -1;
+  SPT_TRY(spt_file_reopen(part, &fd));
+  if (fstat(fd, &info) != 0) {
     const int error = errno;
-    if (fd >= 0) close(fd);
+    close(fd);
     return SPT_FAIL(SPT_ERR_RESOURCE, "%s: opening failed: %s", part, strerror(error));
   }
   layout->file_bytes = (uint64_t)info.st_size;

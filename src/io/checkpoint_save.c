@@ -160,9 +160,8 @@ static spt_status write_tensor(spt_checkpoint_saver *saver, int fd, int i, spt_s
 static spt_status write_file(spt_checkpoint_saver *saver) {
   const spt_checkpoint_layout *layout = &saver->layout;
   const spt_seal seal = {layout->file_bytes, layout->extents_offset, (uint64_t)saver->item_count};
-  int fd = open(saver->part, O_RDWR | O_CLOEXEC);
-  spt_status status =
-      fd >= 0 ? SPT_OK : SPT_FAIL(SPT_ERR_RESOURCE, "%s: opening failed: %s", saver->part, strerror(errno));
+  int fd = -1;
+  spt_status status = spt_file_reopen(saver->part, &fd);
   for (int i = 0; i < saver->item_count; i++) status = write_tensor(saver, fd, i, status);
   if (status == SPT_OK)
     status = spt_file_write_at(fd, saver->part, saver->checksums, (size_t)saver->item_count * sizeof *saver->checksums,

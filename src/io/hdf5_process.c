@@ -1,5 +1,6 @@
 #include "hdf5_process.h"
 #include "hdf5_answer.h"
+#include "hdf5_util.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -246,6 +247,8 @@ _Noreturn static void help(int socket, pid_t starter) {
   unsetenv("HDF5_DRIVER");
   unsetenv("HDF5_VOL_CONNECTOR");
   limit(RLIMIT_CORE, 0);
+  spt_hdf5_quiet();
+  H5open(); // once for all readers; where it fails, they say so
   limit_memory();
   for (int files[2]; receive_files(3, files); close_both(files)) {
     if (files[0] < 0) continue;

@@ -19,7 +19,7 @@ typedef struct spt_metric_record {
 typedef struct spt_metrics spt_metrics;
 
 /* Opens <folder>/metrics.jsonl; lines after `step` (a resume's checkpoint) and a torn last line are cut off, so that each step stands once.
- * step 0 starts a new file. */
+ * step 0 starts a new file. A link, or a file that begins otherwise than ours do, is SPT_ERR_USAGE. */
 spt_status spt_metrics_open(const char *folder, int64_t step, spt_metrics **metrics_p);
 spt_status spt_metrics_append(spt_metrics *metrics, const spt_metric_record *record);
 /* Rewrites metrics.h5 (after a validation, a save, and at the end). */
