@@ -24,6 +24,7 @@ typedef struct oddity {
   sums sums;
   bool latest;     /* the library's newest format */
   bool user_block; /* of zeros */
+  bool disordered; /* documents; by the byte tokenizer */
 } oddity;
 
 static const oddity oddities[] = {
@@ -72,6 +73,7 @@ static const oddity oddities[] = {
     {{"too many block checksums", false, "entries for"}, .sums = HUGE_COUNT, .storage = PLAIN},
     {{"block checksums of 32 bits", false, "uint64"}, .sums = WRONG_TYPE},
     {{"blocks of 7 bytes", false, "block_bytes 7"}, .sums = BAD_BLOCK},
+    {{"disordered documents", false, "out of order"}, .disordered = true},
     {{"user block", false, "user block"}, .user_block = true},
 };
 
@@ -125,8 +127,10 @@ static void put_attributes(hid_t file, const oddity *o) {
   put_int(file, o, "version", 1);
   put_int(file, o, "vocab_size", FOREIGN_VOCAB);
   put_int(file, o, "eos_id", FOREIGN_VOCAB - 1);
-  put_text(file, o, "tokenizer", "elsewhere");
-  put_text(file, o, "tokenizer_sha256", "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef");
+  put_text(file, o, "tokenizer", o->disordered ? "byte" : "elsewhere");
+  put_text(file, o, "tokenizer_sha256",
+           o->disordered ? "1c31626f568a075d2fd6934828ba678fe64655ef4e78e42c49367cbbfcaf42f5" // SHA-256 of "byte"
+                         : "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef");
   put_text(file, o, "source", "elsewhere");
   if (o->sums != NO_SUMS) put_int(file, o, "block_bytes", o->sums == BAD_BLOCK ? 7 : 1024);
   for (int i = 0; o->attributes == MANY && i < 40; i++) { // the newest format stores so many in a heap and a tree
@@ -249,7 +253,7 @@ static void put_documents(hid_t file, const oddity *o, const char *other) {
     return;
   }
   const hid_t group = H5Gcreate2(file, elsewhere ? "papers" : "documents", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
-  put_line(group, "start", H5T_STD_U64LE, 6, 100);
+  put_line(group, "start", H5T_STD_U64LE, 6, o->disordered ? (uint64_t)-100 : 100);
   H5Gclose(group);
   if (elsewhere) check(H5Lcreate_soft("/papers", file, "documents", H5P_DEFAULT, H5P_DEFAULT) >= 0, "soft link");
 }
