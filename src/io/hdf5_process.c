@@ -191,15 +191,6 @@ static void serve(int socket, int descriptor) {
   }
 }
 
-static void default_signals(void) {
-  sigset_t none;
-  sigemptyset(&none);
-  for (int i = 1; i < NSIG; i++)
-    if (!SANITIZED || i != SIGSEGV) signal(i, SIG_DFL); // a sanitizer's report is wanted
-  signal(SIGPIPE, SIG_IGN);
-  sigprocmask(SIG_SETMASK, &none, NULL);
-}
-
 /* ---- inside of the helper ---- */
 
 static void close_files_from(int first) {
@@ -231,13 +222,22 @@ static void close_both(const int files[2]) {
     if (files[i] >= 0) close(files[i]);
 }
 
-_Noreturn static void help(int socket, pid_t starter) {
-  prctl(PR_SET_PDEATHSIG, SIGKILL);
-  prctl(PR_SET_NAME, "spt-files");
-  if (getppid() != starter) _exit(0);
-  // a launcher signals whole process groups; this one ends with its starter, and its children need no waiting for
+/* A launcher signals whole process groups: USR1 asks ranks to save, TERM to leave. Helper and readers end with the process
+ * they work for and listen to nobody; children need no waiting for. What a crash raises kills, handled by no one. */
+static void set_signals(void) {
+  static const int fatal[] = {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL};
+  sigset_t none;
   for (int i = 1; i < NSIG; i++)
-    if (i != SIGSEGV && i != SIGBUS && i != SIGABRT && i != SIGFPE && i != SIGILL) signal(i, SIG_IGN);
+    if (i != SIGSEGV && i != SIGBUS && i != SIGFPE && i != SIGILL) signal(i, SIG_IGN);
+  for (size_t i = 0; i < sizeof fatal / sizeof *fatal; i++)
+    if (!SANITIZED || fatal[i] == SIGABRT) signal(fatal[i], SIG_DFL); // a sanitizer's own handler reports
+  sigemptyset(&none);
+  sigprocmask(SIG_SETMASK, &none, NULL);
+}
+
+_Noreturn static void help(int socket) {
+  set_signals();
+  prctl(PR_SET_NAME, "spt-files");
   const int null = open("/dev/null", O_RDWR);
   for (int i = 0; i < (SANITIZED ? 2 : 3); i++) dup2(null, i);
   if (socket != 3) dup2(socket, 3);
@@ -253,11 +253,12 @@ _Noreturn static void help(int socket, pid_t starter) {
   for (int files[2]; receive_files(3, files); close_both(files)) {
     if (files[0] < 0) continue;
     const pid_t helper = getpid(), reader = fork();
-    if (reader != 0) continue; // without a process the asking side sees its socket close
+    if (reader < 0)
+      send_reply(files[0], SPT_FAIL(SPT_ERR_RESOURCE, "no process for reading an HDF5 file: %s", strerror(errno)), NULL, 0);
+    if (reader != 0) continue;
     close(3);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     if (getppid() != helper) _exit(0);
-    default_signals();
     serve(files[0], files[1]);
     _exit(0);
   }
@@ -271,12 +272,10 @@ static spt_status start(void) {
   sigset_t all, before;
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, sockets) != 0)
     return SPT_FAIL(SPT_ERR_RESOURCE, "no socket for the process that reads HDF5 files: %s", strerror(errno));
-  const pid_t starter = getpid();
-  fflush(NULL);
   sigfillset(&all);
   pthread_sigmask(SIG_BLOCK, &all, &before); // none of the starter's handlers ever runs in the helper
   const pid_t helper = fork();
-  if (helper == 0) help(sockets[1], starter);
+  if (helper == 0) help(sockets[1]);
   const int error = errno;
   pthread_sigmask(SIG_SETMASK, &before, NULL);
   close(sockets[1]);
@@ -362,9 +361,10 @@ spt_status spt_hdf5_reader_ask(spt_hdf5_reader *reader, spt_question question, c
   if (reader->ended) return SPT_FAIL(SPT_ERR_DATA, "%s: its reader has failed before", reader->path);
   reader->ended = true; // unless all goes well
   int patience = WALL_PER_CPU * reader->seconds;
-  const bool answered = send_all(reader->socket, &question, sizeof question) &&
-                        send_all(reader->socket, argument, (size_t)question.argument_bytes) &&
-                        receive_all(reader->socket, &head, sizeof head, &patience);
+  if (send_all(reader->socket, &question, sizeof question))
+    send_all(reader->socket, argument, (size_t)question.argument_bytes);
+  // also when it listens no more: it may have said why
+  const bool answered = receive_all(reader->socket, &head, sizeof head, &patience);
   if (answered && head.status != SPT_OK) return refused(reader, &head, &patience);
   if (answered && head.bytes == question.answer_bytes &&
       receive_all(reader->socket, answer, (size_t)question.answer_bytes, &patience)) {

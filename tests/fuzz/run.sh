@@ -38,7 +38,7 @@ our_reports() {
     for report in "$1"/report.*; do
         [ -f "$report" ] || continue
         if grep -q 'runtime error' "$report"; then echo "$report"; continue; fi
-        first=$(grep -m 1 -E '^ *#[0-9]+ .*(/src/(io|core|dist)/|/tests/fuzz/|libhdf5)' "$report" || true)
+        first=$(grep -m 1 -E '^ *#[0-9]+ .*(/src/(io|core|dist)/[a-z0-9_]+\.[ch]|/tests/fuzz/[a-z0-9_]+\.[ch]:|libhdf5)' "$report" || true)
         case $first in *libhdf5*) ;; *) echo "$report" ;; esac
     done
 }
@@ -54,7 +54,7 @@ for name in $names; do
     "$build/tests/fuzz/fuzz_$name" --write-seeds "$build/seeds/$name" || fail "no seeds for $name"
     defect=0
     cd "$found"
-    export ASAN_OPTIONS="log_path=$found/report:detect_leaks=1" UBSAN_OPTIONS="print_stacktrace=1:log_path=$found/report"
+    export ASAN_OPTIONS="log_path=$found/report:detect_leaks=1:allocator_may_return_null=1" UBSAN_OPTIONS="print_stacktrace=1:log_path=$found/report"
     if [ $kind = libfuzzer ]; then
         "$build/tests/fuzz/libfuzzer_$name" -max_total_time=$share -max_len=65536 -timeout=60 -rss_limit_mb=4096 "$build/corpus/$name" "$build/seeds/$name" \
             >log 2>&1 || defect=1
@@ -78,7 +78,7 @@ for name in $names; do
         status=1
         tail -15 "$found/log"
         echo "found: $found"
-        for report in $reports; do head -20 "$report"; done
+        for report in $reports; do head -20 "$report"; break; done
     fi
 done
 exit $status

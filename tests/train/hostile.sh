@@ -35,7 +35,12 @@ note "the same in the middle of a run: chunks are read as they are needed"
 sh "$mpi_run" 2 "$trainer" --threads 1 $few --set 'data.train="data/foreign-chunked.h5"' --set run.output=run-chunked --set schedule.steps=1000000 \
     job.toml >log 2>&1 &
 launcher=$!
-wait_records run-chunked 3
+stop_after run-chunked 3 USR1 $launcher # a launcher signals the readers too, which must not mind
+# shellcheck disable=SC2086
+sh "$mpi_run" 2 "$trainer" --threads 1 --resume $few --set 'data.train="data/foreign-chunked.h5"' --set run.output=run-chunked --set schedule.steps=1000000 \
+    job.toml >log 2>&1 &
+launcher=$!
+wait_records run-chunked $(($(wc -l <run-chunked/metrics.jsonl) + 3))
 pid=$(pgrep -P $launcher -f spectron-dist | tail -1)
 helper=$(pgrep -P "$pid" spt-files)
 kill -KILL "$(pgrep -P "$helper" spt-files)"
