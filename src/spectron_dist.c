@@ -1,6 +1,7 @@
 /* spectron-dist: the trainer. Open all, the step loop, close all. */
 #include "trainer.h"
 
+#include "io/hdf5_process.h"
 #include "io/job_toml.h"
 
 #include <float.h>
@@ -411,6 +412,7 @@ int main(int argc, char **argv) {
   char message[1024];
   snprintf(message, sizeof message, "%s", spt_error_message());
 
+  if (parsed == SPT_OK && (status = spt_hdf5_process_start()) != SPT_OK) return report(status); // before MPI: it forks
   status = spt_comm_mpi_open(&argc, &argv, &the_trainer.comm);
   if (status != SPT_OK) return report(status);
   status = parsed == SPT_OK ? run(&the_trainer) : SPT_FAIL(parsed, "%s", message);

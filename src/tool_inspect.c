@@ -93,8 +93,12 @@ static spt_status print_sample(const options *o, spt_token_file *file) {
   return status;
 }
 
+/* The starts of a file made elsewhere may be anything. */
 static spt_status print_document(spt_token_file *file, const spt_tokenizer *tokenizer, int64_t begin, int64_t end) {
   char *text = NULL;
+  if (begin < 0 || end < begin || end > spt_token_file_info_of(file)->tokens)
+    return SPT_FAIL(SPT_ERR_DATA, "%s: a document of tokens %lld to %lld: /documents/start is out of order",
+                    spt_token_file_path(file), (long long)begin, (long long)end);
   int32_t *ids = malloc((size_t)(end - begin) * sizeof *ids + 1);
   spt_status status = ids ? SPT_OK : SPT_FAIL(SPT_ERR_RESOURCE, "out of memory");
   if (status == SPT_OK) status = spt_token_file_read(file, begin, end - begin, ids);

@@ -1,5 +1,6 @@
 /* `spectron report`: a run's numbers and its loss picture, from metrics.jsonl. Takes no lock, so it may look at a run
  * that is training. */
+#include "io/durable_file.h"
 #include "io/metrics.h"
 #include "io/run_folder.h"
 #include "tools.h"
@@ -200,7 +201,7 @@ static void write_script(FILE *script, const spt_metric_record *records, int64_t
 }
 
 /* Runs gnuplot, without a shell, from `script` to the file `out`; its exit status, or −1 with errno set. */
-static int run_gnuplot(FILE *script, const char *out) {
+static int run_gnuplot(FILE *script, int out) {
   extern char **environ;
   char *arguments[] = {"gnuplot", "-", NULL};
   posix_spawn_file_actions_t actions;
@@ -209,7 +210,7 @@ static int run_gnuplot(FILE *script, const char *out) {
     pid_t child = -1;
     error = posix_spawn_file_actions_adddup2(&actions, fileno(script), STDIN_FILENO);
     if (!error)
-      error = posix_spawn_file_actions_addopen(&actions, STDOUT_FILENO, out, O_WRONLY | O_CREAT | O_TRUNC, 0666);
+      error = posix_spawn_file_actions_adddup2(&actions, out, STDOUT_FILENO);
     if (!error) error = posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
     if (!error) error = posix_spawnp(&child, arguments[0], &actions, NULL, arguments, environ);
     posix_spawn_file_actions_destroy(&actions);
@@ -226,21 +227,29 @@ static int run_gnuplot(FILE *script, const char *out) {
 static void draw(const char *run, const spt_metric_record *records, int64_t count, const summary *s) {
   char path[SPT_PATH_MAX], part[SPT_PATH_MAX];
   struct stat info;
+  int out = -1;
   snprintf(path, sizeof path, "%s/loss.png", run);
   snprintf(part, sizeof part, "%s/loss.png.part", run);
   if (s->window == 0) {
     printf("picture: none, no finite loss to draw\n");
     return;
   }
+  if ((lstat(path, &info) == 0 && !S_ISREG(info.st_mode)) || spt_file_create(part, &out) != SPT_OK) {
+    printf("picture: none, %s is no file of this program or %s is not writable\n", path, run);
+    return;
+  }
   FILE *script = tmpfile();
   if (!script) {
     printf("picture: none, no temporary file: %s\n", strerror(errno));
+    close(out);
+    unlink(part);
     return;
   }
   write_script(script, records, count, s);
   const bool written = fflush(script) == 0 && !ferror(script) && lseek(fileno(script), 0, SEEK_SET) == 0;
-  const int status = written ? run_gnuplot(script, part) : -1;
+  const int status = written ? run_gnuplot(script, out) : -1;
   const int error = errno;
+  close(out);
   fclose(script);
   if (status == 0 && stat(part, &info) == 0 && info.st_size > 0 && rename(part, path) == 0) {
     printf("picture: %s\n", path);

@@ -162,19 +162,17 @@ static spt_status prepare_tokenizer(job *j) {
   const options *o = &j->o;
   char model[PATH_BYTES];
   snprintf(model, sizeof model, "%s/tokenizer.model", o->output);
-  const bool exists = access(model, F_OK) == 0;
+  struct stat named;
+  const bool exists = lstat(model, &named) == 0; // a link is something, wherever it leads
   const bool byte = !o->train_vocab && (!o->tokenizer || !strcmp(o->tokenizer, "byte"));
   if (byte) return spt_tokenizer_open("byte", &j->tokenizer);
   if (o->train_vocab) {
     if (exists && !o->force)
       return SPT_FAIL(SPT_ERR_USAGE, "%s: exists already: name another --output or give --force to replace it", model);
-    char prefix[PATH_BYTES], trained[PATH_BYTES + 8];
-    snprintf(prefix, sizeof prefix, "%s/tokenizer.part", o->output);
-    snprintf(trained, sizeof trained, "%s.model", prefix);
+    char prefix[PATH_BYTES];
+    snprintf(prefix, sizeof prefix, "%s/tokenizer", o->output);
     const double begin = spt_tool_seconds();
     SPT_TRY(spt_tokenizer_train(o->inputs, o->input_count, o->train_vocab, prefix));
-    if (rename(trained, model) != 0)
-      return SPT_FAIL(SPT_ERR_RESOURCE, "%s: cannot be written: %s", model, strerror(errno));
     printf("tokenizer: %lld tokens trained in %.1f s: %s\n", (long long)o->train_vocab, spt_tool_seconds() - begin,
            model);
     return spt_tokenizer_open(model, &j->tokenizer);

@@ -88,6 +88,15 @@ void trainer_note_records(trainer *t, spt_status status, bool durable) {
 
 /* ---- a save ---- */
 
+/* Rank 0: where the save goes; what is there and not ours keeps its bytes under another name. */
+static spt_status choose_path(trainer *t) {
+  char kept[SPT_PATH_MAX];
+  spt_run_folder_checkpoint_path(t->folder, t->step, t->saves.path);
+  SPT_TRY(spt_run_folder_make_room(t->saves.path, kept));
+  if (kept[0]) trainer_progress_event("%s is no checkpoint of this program: kept as %s", t->saves.path, kept);
+  return SPT_OK;
+}
+
 static spt_status begin(trainer *t, const trainer_save_request *request) {
   trainer_saves *saves = &t->saves;
   spt_checkpoint_header header = {.step = t->step,
@@ -98,11 +107,9 @@ static spt_status begin(trainer *t, const trainer_save_request *request) {
   memcpy(header.data_fingerprint, t->fingerprint, sizeof header.data_fingerprint);
   char *job = trainer_job_text(t);
   spt_status status = job ? sha256_hex(job, header.config_sha256) : SPT_FAIL(SPT_ERR_RESOURCE, "out of memory saving");
+  if (status == SPT_OK && t->comm->rank == 0) status = choose_path(t);
   status = spt_comm_agree(t->comm, status, NULL);
-  if (status == SPT_OK) {
-    if (t->comm->rank == 0) spt_run_folder_checkpoint_path(t->folder, t->step, saves->path);
-    status = t->comm->ops->broadcast(t->comm, saves->path, sizeof saves->path, 0);
-  }
+  if (status == SPT_OK) status = t->comm->ops->broadcast(t->comm, saves->path, sizeof saves->path, 0);
   if (status == SPT_OK)
     status = (request->ending ? spt_checkpoint_save_resting : spt_checkpoint_save_begin)(t->saver, saves->path, &header,
                                                                                          job);

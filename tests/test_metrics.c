@@ -350,6 +350,48 @@ static void vanished(void **unused) {
   spt_metrics_close(&metrics);
 }
 
+/* What a run did not write is left as it is. */
+static void foreign_file(void **unused) {
+  (void)unused;
+  static const char notes[] = "{\"notes\": 1}\n";
+  char outside[800], trap[900];
+  spt_metrics *metrics = NULL;
+  snprintf(outside, sizeof outside, "%s-outside", folder);
+  snprintf(trap, sizeof trap, "%s/metrics.h5.part", folder);
+  assert_ok(spt_file_replace(outside, notes, sizeof notes - 1));
+  for (int kind = 0; kind < 3; kind++) {
+    if (kind == 0) assert_ok(spt_file_replace(jsonl, notes, sizeof notes - 1));
+    if (kind == 1) assert_int_equal(symlink(outside, jsonl), 0);
+    if (kind == 2) assert_int_equal(link(outside, jsonl), 0);
+    assert_fails(SPT_ERR_USAGE, spt_metrics_open(folder, 0, &metrics), jsonl, "left alone");
+    assert_fails(SPT_ERR_USAGE, spt_metrics_open(folder, 5, &metrics), jsonl, "left alone");
+    char *text;
+    size_t bytes;
+    assert_ok(spt_file_read_all(kind ? outside : jsonl, &text, &bytes));
+    assert_string_equal(text, notes);
+    free(text);
+    assert_int_equal(unlink(jsonl), 0);
+  }
+  // A run that died before its first save, or while it wrote its first line, may start afresh.
+  static const char *const beginnings[] = {"", "{\"st", "{\"step\":1,\"tokens\":2"};
+  for (int i = 0; i < 3; i++) {
+    assert_ok(spt_file_replace(jsonl, beginnings[i], strlen(beginnings[i])));
+    assert_ok(spt_metrics_open(folder, 0, &metrics));
+    spt_metrics_close(&metrics);
+  }
+  assert_int_equal(symlink(outside, trap), 0);
+  const spt_metric_record record = make(1);
+  assert_ok(spt_metrics_open(folder, 0, &metrics));
+  assert_ok(spt_metrics_append(metrics, &record));
+  assert_ok(spt_metrics_write_hdf5(metrics));
+  spt_metrics_close(&metrics);
+  char *text;
+  size_t bytes;
+  assert_ok(spt_file_read_all(outside, &text, &bytes));
+  assert_string_equal(text, notes);
+  free(text);
+}
+
 int main(void) {
   seed = unit_test_seed("test_metrics");
   const struct CMUnitTest tests[] = {
@@ -361,6 +403,7 @@ int main(void) {
       cmocka_unit_test_setup(full_disk, fresh_folder),
       cmocka_unit_test_setup(lost_pages, fresh_folder),
       cmocka_unit_test_setup(vanished, fresh_folder),
+      cmocka_unit_test_setup(foreign_file, fresh_folder),
   };
   return cmocka_run_group_tests(tests, temp_folder_make, temp_folder_remove);
 }

@@ -293,6 +293,14 @@ static void other_host(void **unused) {
   spt_run_folder_close(&folder);
 }
 
+/* Behind its first line, a comment, job.toml is the text. */
+static void assert_job(const char *wanted) {
+  char *text = slurp("job.toml"), *second = strchr(text, '\n');
+  assert_true(text[0] == '#' && second);
+  assert_string_equal(second + 1, wanted);
+  free(text);
+}
+
 static void unusable_output(void **unused) {
   (void)unused;
   spt_run_folder *folder;
@@ -304,16 +312,12 @@ static void unusable_output(void **unused) {
   assert_ok(spt_run_folder_open(output, false, &folder));
   assert_ok(spt_run_folder_write_job(folder, "first"));
   assert_ok(spt_run_folder_write_job(folder, "second"));
-  char *text = slurp("job.toml");
-  assert_string_equal(text, "second");
-  free(text);
+  assert_job("second");
   faults.writes_left = 0;
   faults.write_error = ENOSPC;
   assert_fails(SPT_ERR_RESOURCE, spt_run_folder_write_job(folder, "third"), "job.toml", "no space left");
   faults_reset();
-  text = slurp("job.toml");
-  assert_string_equal(text, "second");
-  free(text);
+  assert_job("second");
   assert_false(exists("job.toml.part"));
   spt_run_folder_close(&folder);
   assert_fails(SPT_ERR_USAGE, spt_run_folder_open(in_output("job.toml"), false, &folder), "job.toml"); // a file
@@ -462,6 +466,134 @@ static void best_by_link_or_copy(void **unused) {
   assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, false, &folder), "--resume"); // best.h5 is a checkpoint too
 }
 
+/* ---- what others made ---- */
+
+static const char *outside(const char *name) {
+  static char path[1024];
+  snprintf(path, sizeof path, "%s/outside-%s", temp_folder, name);
+  return path;
+}
+
+static void spill_outside(const char *name, const char *text) {
+  assert_ok(spt_file_replace(outside(name), text, strlen(text)));
+}
+
+static void assert_outside(const char *name, const char *wanted) {
+  char *text;
+  size_t bytes;
+  assert_ok(spt_file_read_all(outside(name), &text, &bytes));
+  assert_string_equal(text, wanted);
+  free(text);
+}
+
+static void assert_still(const char *name, const char *wanted) {
+  char *text = slurp(name);
+  assert_string_equal(text, wanted);
+  free(text);
+}
+
+/* Each refusal leaves what is there as it is, and no lock. */
+static void foreign_folder(void **unused) {
+  (void)unused;
+  spt_run_folder *folder = NULL;
+  assert_ok(spt_run_folder_open(output, false, &folder));
+  spt_run_folder_close(&folder);
+  assert_int_equal(rmdir(in_output("checkpoints")), 0);
+
+  assert_int_equal(mkdir(outside("folder"), 0777), 0);
+  assert_int_equal(symlink(outside("folder"), in_output("checkpoints")), 0);
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, true, &folder), "checkpoints", "a link");
+  assert_int_equal(rmdir(outside("folder")), 0); // empty, as before
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, true, &folder), "checkpoints"); // now it leads nowhere
+  assert_int_equal(unlink(in_output("checkpoints")), 0);
+
+  spill_outside("lock", "precious");
+  assert_int_equal(symlink(outside("lock"), in_output("lock")), 0);
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, true, &folder), "lock", "a link");
+  assert_outside("lock", "precious");
+  assert_int_equal(unlink(in_output("lock")), 0);
+  assert_int_equal(link(outside("lock"), in_output("lock")), 0);
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, true, &folder), "lock", "not made by this program");
+  assert_outside("lock", "precious");
+  assert_int_equal(unlink(in_output("lock")), 0);
+  spill("lock", "padlock");
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, true, &folder), "lock", "not made by this program");
+  assert_still("lock", "padlock");
+  assert_int_equal(unlink(in_output("lock")), 0);
+  assert_int_equal(mkfifo(in_output("lock"), 0666), 0);
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, true, &folder), "lock");
+  assert_int_equal(unlink(in_output("lock")), 0);
+
+  spill("job.toml", "[run]\n# my own notes\n");
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, true, &folder), "job.toml", "not overwritten");
+  assert_still("job.toml", "[run]\n# my own notes\n");
+  assert_false(exists("lock"));
+  assert_int_equal(unlink(in_output("job.toml")), 0);
+  spill_outside("job", "precious");
+  assert_int_equal(symlink(outside("job"), in_output("job.toml")), 0);
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, true, &folder), "job.toml");
+  assert_outside("job", "precious");
+  assert_int_equal(unlink(in_output("job.toml")), 0);
+
+  assert_int_equal(symlink(outside("job"), in_output("job.toml.part")), 0); // a trap on the way of temp + rename
+  assert_ok(spt_run_folder_open(output, true, &folder));
+  assert_ok(spt_run_folder_write_job(folder, "mine"));
+  assert_job("mine");
+  assert_outside("job", "precious");
+  spt_run_folder_close(&folder);
+}
+
+/* A link in run.output's own name is its user's wish. */
+static void linked_output(void **unused) {
+  (void)unused;
+  spt_run_folder *folder;
+  char name[1100];
+  assert_ok(spt_run_folder_open(output, false, &folder));
+  spt_run_folder_close(&folder);
+  snprintf(name, sizeof name, "%s-link", output);
+  assert_int_equal(symlink(output, name), 0);
+  assert_ok(spt_run_folder_open(name, false, &folder));
+  assert_true(exists("lock"));
+  spt_run_folder_close(&folder);
+}
+
+static void assert_room(const char *name, const char *kept_name) {
+  char kept[SPT_PATH_MAX];
+  assert_ok(spt_run_folder_make_room(in_output(name), kept));
+  assert_string_equal(kept, kept_name ? in_output(kept_name) : "");
+}
+
+static void foreign_checkpoints(void **unused) {
+  (void)unused;
+  spt_run_folder *folder;
+  char path[SPT_PATH_MAX];
+  static const char step[] = "checkpoints/step-00000007.h5", part[] = "checkpoints/step-00000007.h5.part";
+  assert_ok(spt_run_folder_open(output, false, &folder));
+  assert_room(step, NULL);
+  spill(step, "somebody's");
+  assert_room(step, "checkpoints/step-00000007.h5.kept-1");
+  assert_still("checkpoints/step-00000007.h5.kept-1", "somebody's");
+  assert_int_equal(mkdir(in_output(step), 0777), 0);
+  assert_room(step, "checkpoints/step-00000007.h5.kept-2");
+  spill_outside("step", "precious");
+  assert_int_equal(symlink(outside("step"), in_output(step)), 0);
+  assert_room(step, "checkpoints/step-00000007.h5.kept-3");
+  assert_outside("step", "precious");
+  spill(step, ""); // a crash's
+  assert_room(step, NULL);
+  assert_int_equal(symlink(outside("step"), in_output(part)), 0);
+  save(folder, 7, path);
+  assert_outside("step", "precious");
+  assert_room(step, NULL); // ours
+  spill("checkpoints/best.h5", "somebody's best");
+  assert_int_equal(symlink(outside("step"), in_output("checkpoints/best.h5.part")), 0);
+  assert_ok(spt_run_folder_after_save(folder, path, true, 3));
+  assert_still("checkpoints/best.h5.kept-1", "somebody's best");
+  assert_outside("step", "precious");
+  assert_newest(folder, 7, NULL);
+  spt_run_folder_close(&folder);
+}
+
 int main(void) {
   seed = unit_test_seed("test_run_folder");
   if (spt_comm_self_open(&comm) != SPT_OK) return 1;
@@ -473,6 +605,9 @@ int main(void) {
       cmocka_unit_test_setup(no_kernel_lock, fresh_output),
       cmocka_unit_test_setup(lock_removed, fresh_output),
       cmocka_unit_test_setup(unusable_output, fresh_output),
+      cmocka_unit_test_setup(foreign_folder, fresh_output),
+      cmocka_unit_test_setup(linked_output, fresh_output),
+      cmocka_unit_test_setup(foreign_checkpoints, fresh_output),
       cmocka_unit_test_setup(newest, fresh_output),
       cmocka_unit_test_setup(keeps_and_removes, fresh_output),
       cmocka_unit_test_setup(leftover_parts, fresh_output),

@@ -368,6 +368,34 @@ static void test_writer_refusals(void **state) {
                "folder.h5");
 }
 
+/* Links where the writer's own files are to be lead nowhere. */
+static void test_writer_follows_no_link(void **state) {
+  (void)state;
+  char trap[1100], text[16] = "";
+  const char *path = temp_path("linked.h5"), *outside = temp_path("precious.txt");
+  FILE *file = fopen(outside, "w+");
+  assert_non_null(file);
+  assert_true(fputs("precious", file) >= 0 && fclose(file) == 0);
+  static const char *const suffixes[] = {".part", ".raw"};
+  for (int i = 0; i < 2; i++) {
+    snprintf(trap, sizeof trap, "%s%s", path, suffixes[i]);
+    assert_int_equal(symlink(outside, trap), 0);
+  }
+  const uint32_t ids[] = {1, 2, 256};
+  spt_token_writer *writer;
+  assert_ok(spt_token_writer_open(path, &plain_options, false, &writer));
+  assert_ok(spt_token_writer_append(writer, ids, 3, 2));
+  assert_ok(spt_token_writer_finish(&writer));
+  assert_only(path, true);
+  check_reads(path, ids, 3, 1690);
+  file = fopen(outside, "r");
+  assert_true(file && fgets(text, sizeof text, file) && fclose(file) == 0);
+  assert_string_equal(text, "precious");
+  const char *dangling = temp_path("dangling.h5");
+  assert_int_equal(symlink(temp_path("nowhere"), dangling), 0);
+  assert_fails(SPT_ERR_USAGE, spt_token_writer_open(dangling, &plain_options, false, &writer), "exists");
+}
+
 /* A disk that fails while a shard is replaced leaves the old shard as it was. */
 static void test_failing_disk(void **state) {
   (void)state;
@@ -423,6 +451,7 @@ int main(void) {
       cmocka_unit_test_teardown(test_foreign, check_closed),
       cmocka_unit_test_teardown(test_id_outside_of_vocabulary, check_closed),
       cmocka_unit_test_teardown(test_writer_refusals, check_closed),
+      cmocka_unit_test_teardown(test_writer_follows_no_link, check_closed),
       cmocka_unit_test_teardown(test_failing_disk, check_closed),
   };
   return cmocka_run_group_tests(tests, temp_folder_make, temp_folder_remove);

@@ -214,6 +214,26 @@ static void test_training_is_repeatable(void **state) {
   spt_tokenizer_close(&second);
 }
 
+/* A damaged model is refused in one line, whatever stands in it. */
+static void test_message_of_one_line(void **state) {
+  (void)state;
+  spt_tokenizer *tokenizer = NULL;
+  FILE *file = fopen(model_path, "rb");
+  assert_non_null(file);
+  static char bytes[1 << 20];
+  const size_t size = fread(bytes, 1, sizeof bytes, file);
+  fclose(file);
+  char *piece = memmem(bytes, size, "<0x41>", 6);
+  assert_non_null(piece);
+  memcpy(piece, "<\n\r\t1>", 6); // the library quotes it
+  file = fopen(temp_path("lines.model"), "wb");
+  assert_non_null(file);
+  assert_int_equal(fwrite(bytes, 1, size, file), size);
+  assert_int_equal(fclose(file), 0);
+  assert_fails(SPT_ERR_DATA, spt_tokenizer_open(temp_path("lines.model"), &tokenizer), "lines.model");
+  for (const char *c = spt_error_message(); *c; c++) assert_true((unsigned char)*c >= ' ');
+}
+
 static void test_refusals(void **state) {
   (void)state;
   spt_tokenizer *tokenizer = NULL;
@@ -240,6 +260,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_trained_pieces),
         cmocka_unit_test(test_training_is_repeatable),
         cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_message_of_one_line),
     };
     return cmocka_run_group_tests(tests, train_model, temp_folder_remove);
   }

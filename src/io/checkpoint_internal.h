@@ -9,6 +9,8 @@
 enum {
   SPT_CHECKPOINT_VERSION = 1,
   SPT_SEAL_BYTES = 4096,
+  SPT_CHECKPOINT_JOB_MAX = 16 << 20, /* bytes of /job */
+  SPT_CHECKPOINT_TENSORS_MAX = 1 << 20,
   SPT_CHECKPOINT_CHUNK = 4 << 20, /* bytes per message and per hash step */
   SPT_TAG_PIECES = 7001,
   SPT_TAG_SAVE = 7002,
@@ -40,6 +42,17 @@ spt_status spt_seal_check(int fd, const char *path, spt_seal *seal_p, spt_extent
 typedef spt_status spt_gap_visit(void *context, uint64_t begin, uint64_t end);
 spt_status spt_seal_visit_gaps(const char *path, const spt_seal *seal, const spt_extent *extents, spt_gap_visit *visit,
                                void *context);
+
+/* What a reader process says of a checkpoint (checkpoint_describe.c). */
+typedef struct spt_checkpoint_head {
+  spt_checkpoint_header header;
+  int64_t job_bytes; /* its NUL included */
+} spt_checkpoint_head;
+typedef struct spt_checkpoint_entry {
+  char name[SPT_DATASET_NAME_MAX];
+  int64_t rows, cols;
+  uint64_t checksum;
+} spt_checkpoint_entry;
 
 typedef struct spt_checkpoint_layout {
   spt_extent *extents; /* [item_count], the caller's */

@@ -139,9 +139,7 @@ static spt_status copy_range(void *context, uint64_t begin, uint64_t end) {
 
 spt_status spt_checkpoint_create(const char *part, int item_count, spt_checkpoint_layout *layout, int *fd_p) {
   const spt_seal seal = {layout->file_bytes, layout->extents_offset, (uint64_t)item_count};
-  *fd_p = open(part, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  spt_status status =
-      *fd_p >= 0 ? SPT_OK : SPT_FAIL(SPT_ERR_RESOURCE, "%s: creating failed: %s", part, strerror(errno));
+  spt_status status = spt_file_create(part, fd_p);
   copier c = {part, layout->image, *fd_p};
   if (status == SPT_OK) status = spt_file_reserve(*fd_p, part, layout->file_bytes, NULL);
   if (status == SPT_OK) status = spt_seal_visit_gaps(part, &seal, layout->extents, copy_range, &c);

@@ -1,8 +1,8 @@
-/* Opening and reading. HDF5 sees a file only after every byte of its metadata was checked; tensors are read without it.
- */
+/* Opening and reading. HDF5 sees a file only after every byte of its metadata was checked, and in a process of its own;
+ * tensors are read without it. */
 #include "checkpoint_internal.h"
 #include "durable_file.h"
-#include "hdf5_util.h"
+#include "hdf5_process.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -14,10 +14,8 @@
 #include <xxhash.h>
 
 typedef struct dataset {
-  char name[SPT_DATASET_NAME_MAX];
-  int64_t rows, cols;
+  spt_checkpoint_entry entry;
   spt_extent extent;
-  uint64_t checksum;
 } dataset;
 
 struct spt_checkpoint {
@@ -33,95 +31,54 @@ static spt_status damaged(const spt_checkpoint *checkpoint, const char *what) {
   return SPT_FAIL(SPT_ERR_DATA, "%s: damaged checkpoint: %s; use an older one", checkpoint->path, what);
 }
 
-static spt_status read_header(spt_checkpoint *checkpoint, hid_t file) {
-  spt_checkpoint_header *header = &checkpoint->header;
-  const char *path = checkpoint->path;
-  char format[64];
-  int64_t version, rank_count;
-  SPT_TRY(spt_hdf5_get_string(file, path, "format", format, sizeof format));
-  SPT_TRY(spt_hdf5_get_int(file, path, "version", &version));
-  if (strcmp(format, SPT_CHECKPOINT_FORMAT) != 0 || version != SPT_CHECKPOINT_VERSION)
-    return damaged(checkpoint, "another format or version inside");
-  SPT_TRY(spt_hdf5_get_int(file, path, "step", &header->step));
-  SPT_TRY(spt_hdf5_get_int(file, path, "tokens", &header->tokens));
-  SPT_TRY(spt_hdf5_get_int(file, path, "applied_updates", &header->applied_updates));
-  SPT_TRY(spt_hdf5_get_int(file, path, "rank_count", &rank_count));
-  header->rank_count = (int)rank_count;
-  SPT_TRY(spt_hdf5_get_string(file, path, "config_sha256", header->config_sha256, sizeof header->config_sha256));
-  SPT_TRY(
-      spt_hdf5_get_string(file, path, "data_fingerprint", header->data_fingerprint, sizeof header->data_fingerprint));
-  const hid_t attribute = H5Aopen(file, "best_validation_loss", H5P_DEFAULT);
-  const bool fine = attribute >= 0 && H5Aread(attribute, H5T_NATIVE_DOUBLE, &header->best_validation_loss) >= 0;
-  if (attribute >= 0) H5Aclose(attribute);
-  return fine ? SPT_OK : damaged(checkpoint, "no attribute best_validation_loss");
+/* Whether `text` ends inside of its array. */
+static bool terminated(const char *text, size_t size) {
+  return memchr(text, '\0', size) != NULL;
 }
 
-static spt_status read_job(spt_checkpoint *checkpoint, hid_t file) {
-  const hid_t set = H5Dopen2(file, "/job", H5P_DEFAULT), type = set < 0 ? -1 : H5Dget_type(set);
-  const size_t bytes = type < 0 ? 0 : H5Tget_size(type);
-  bool fine = bytes > 0 && H5Tget_class(type) == H5T_STRING && H5Tis_variable_str(type) == 0;
-  if (fine) {
-    checkpoint->job = calloc(1, bytes + 1);
-    fine = checkpoint->job && H5Dread(set, type, H5S_ALL, H5S_ALL, H5P_DEFAULT, checkpoint->job) >= 0;
+static spt_status read_head(spt_checkpoint *checkpoint, spt_hdf5_reader *reader) {
+  spt_checkpoint_head head;
+  SPT_TRY(spt_hdf5_reader_ask(reader, (spt_question){.kind = SPT_ASK_LAYOUT, .answer_bytes = sizeof head}, NULL, &head));
+  checkpoint->header = head.header;
+  if (!terminated(head.header.config_sha256, sizeof head.header.config_sha256) ||
+      !terminated(head.header.data_fingerprint, sizeof head.header.data_fingerprint) || head.job_bytes < 1 ||
+      head.job_bytes > SPT_CHECKPOINT_JOB_MAX)
+    return damaged(checkpoint, "impossible lengths inside");
+  if (!(checkpoint->job = calloc(1, (size_t)head.job_bytes + 1)))
+    return SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for its job", checkpoint->path);
+  const spt_question question = {.kind = SPT_ASK_JOB, .answer_bytes = head.job_bytes};
+  return spt_hdf5_reader_ask(reader, question, NULL, checkpoint->job);
+}
+
+/* Names and shapes of all tensors. What the reader says is believed only as far as it fits the sealed table. */
+static spt_status read_entries(spt_checkpoint *checkpoint, spt_hdf5_reader *reader, const spt_extent *extents) {
+  const size_t count = (size_t)checkpoint->count;
+  spt_checkpoint_entry *entries = calloc(count + 1, sizeof *entries);
+  if (!entries) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for its list of tensors", checkpoint->path);
+  const spt_question question = {.kind = SPT_ASK_DATASETS,
+                                 .count = checkpoint->count,
+                                 .argument_bytes = (int64_t)(count * sizeof *extents),
+                                 .answer_bytes = (int64_t)(count * sizeof *entries)};
+  spt_status status = spt_hdf5_reader_ask(reader, question, extents, entries);
+  for (size_t i = 0; status == SPT_OK && i < count; i++) {
+    const spt_checkpoint_entry *entry = &entries[i];
+    int64_t bytes;
+    if (!terminated(entry->name, sizeof entry->name) || entry->rows < 1 || entry->cols < 1 ||
+        __builtin_mul_overflow(entry->rows, entry->cols, &bytes) ||
+        __builtin_mul_overflow(bytes, (int64_t)sizeof(float), &bytes) || (uint64_t)bytes != extents[i].bytes)
+      status = damaged(checkpoint, "impossible tensors inside");
+    checkpoint->datasets[i] = (dataset){.entry = *entry, .extent = extents[i]};
   }
-  if (type >= 0) H5Tclose(type);
-  if (set >= 0) H5Dclose(set);
-  return fine ? SPT_OK : damaged(checkpoint, "no readable /job");
+  free(entries);
+  return status;
 }
 
-static spt_status read_checksums(spt_checkpoint *checkpoint, hid_t file) {
-  uint64_t *values = calloc((size_t)checkpoint->count + 1, sizeof *values);
-  const hid_t set = values ? H5Dopen2(file, "/checksums", H5P_DEFAULT) : -1, space = set < 0 ? -1 : H5Dget_space(set);
-  const bool fine = space >= 0 && H5Sget_simple_extent_npoints(space) == checkpoint->count &&
-                    H5Dread(set, H5T_NATIVE_UINT64, H5S_ALL, H5S_ALL, H5P_DEFAULT, values) >= 0;
-  for (int i = 0; fine && i < checkpoint->count; i++) checkpoint->datasets[i].checksum = values[i];
-  if (space >= 0) H5Sclose(space);
-  if (set >= 0) H5Dclose(set);
-  free(values);
-  return fine ? SPT_OK : damaged(checkpoint, "no readable /checksums");
-}
-
-/* Fills the entry whose extent this dataset has. */
-static bool describe(spt_checkpoint *checkpoint, hid_t set, const char *name) {
-  hsize_t shape[2] = {0, 0};
-  const hid_t space = H5Dget_space(set), type = H5Dget_type(set);
-  const bool matrix = space >= 0 && type >= 0 && H5Sget_simple_extent_ndims(space) == 2 &&
-                      H5Sget_simple_extent_dims(space, shape, NULL) == 2 && H5Tequal(type, H5T_IEEE_F32LE) > 0;
-  if (type >= 0) H5Tclose(type);
-  if (space >= 0) H5Sclose(space);
-  const haddr_t offset = H5Dget_offset(set);
-  for (int i = 0; matrix && i < checkpoint->count; i++) {
-    dataset *entry = &checkpoint->datasets[i];
-    if (entry->extent.offset != offset) continue;
-    if (entry->name[0] || shape[0] * shape[1] * sizeof(float) != entry->extent.bytes) return false;
-    entry->rows = (int64_t)shape[0];
-    entry->cols = (int64_t)shape[1];
-    return snprintf(entry->name, sizeof entry->name, "/%s", name) < (int)sizeof entry->name;
-  }
-  return false;
-}
-
-static herr_t visit(hid_t group, const char *name, const H5L_info_t *info, void *context) {
-  if (strncmp(name, "model/", 6) != 0 && strncmp(name, "optimizer/", 10) != 0) return 0;
-  if (info->type != H5L_TYPE_HARD) return -1;
-  const hid_t object = H5Oopen(group, name, H5P_DEFAULT);
-  if (object < 0) return -1;
-  const bool fine = H5Iget_type(object) != H5I_DATASET || describe(context, object, name);
-  H5Oclose(object);
-  return fine ? 0 : -1;
-}
-
-static spt_status read_metadata(spt_checkpoint *checkpoint) {
-  hid_t file;
-  SPT_TRY(spt_hdf5_open_read(checkpoint->path, &file));
-  spt_status status = read_header(checkpoint, file);
-  if (status == SPT_OK) status = read_job(checkpoint, file);
-  if (status == SPT_OK && H5Lvisit(file, H5_INDEX_NAME, H5_ITER_NATIVE, visit, checkpoint) < 0)
-    status = damaged(checkpoint, "a tensor is not where /extents says");
-  for (int i = 0; status == SPT_OK && i < checkpoint->count; i++)
-    if (!checkpoint->datasets[i].name[0]) status = damaged(checkpoint, "/extents lists a tensor that is not there");
-  if (status == SPT_OK) status = read_checksums(checkpoint, file);
-  if (H5Fclose(file) < 0 && status == SPT_OK) status = damaged(checkpoint, "the HDF5 library cannot close it");
+static spt_status read_metadata(spt_checkpoint *checkpoint, const spt_extent *extents) {
+  spt_hdf5_reader *reader = NULL;
+  spt_status status = spt_hdf5_reader_open(SPT_READ_CHECKPOINT, checkpoint->fd, checkpoint->path, &reader);
+  if (status == SPT_OK) status = read_head(checkpoint, reader);
+  if (status == SPT_OK) status = read_entries(checkpoint, reader, extents);
+  spt_hdf5_reader_close(&reader);
   return status;
 }
 
@@ -133,11 +90,11 @@ static spt_status open_file(spt_checkpoint *checkpoint) {
   SPT_TRY(spt_seal_check(checkpoint->fd, checkpoint->path, &seal, &extents));
   checkpoint->count = (int)seal.tensor_count;
   checkpoint->datasets = calloc((size_t)seal.tensor_count + 1, sizeof *checkpoint->datasets);
-  for (int i = 0; checkpoint->datasets && i < checkpoint->count; i++) checkpoint->datasets[i].extent = extents[i];
+  const spt_status status =
+      checkpoint->datasets ? read_metadata(checkpoint, extents)
+                           : SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for its list of tensors", checkpoint->path);
   free(extents);
-  if (!checkpoint->datasets)
-    return SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for its list of tensors", checkpoint->path);
-  return read_metadata(checkpoint);
+  return status;
 }
 
 spt_status spt_checkpoint_open(const char *path, spt_checkpoint **checkpoint_p) {
@@ -196,28 +153,28 @@ static spt_status check_index(const spt_checkpoint *checkpoint, int index) {
 spt_status spt_checkpoint_dataset(const spt_checkpoint *checkpoint, int index, const char **name_p, int64_t *rows_p,
                                   int64_t *cols_p) {
   SPT_TRY(check_index(checkpoint, index));
-  *name_p = checkpoint->datasets[index].name;
-  *rows_p = checkpoint->datasets[index].rows;
-  *cols_p = checkpoint->datasets[index].cols;
+  *name_p = checkpoint->datasets[index].entry.name;
+  *rows_p = checkpoint->datasets[index].entry.rows;
+  *cols_p = checkpoint->datasets[index].entry.cols;
   return SPT_OK;
 }
 
 int spt_checkpoint_find(const spt_checkpoint *checkpoint, const char *dataset) {
   for (int i = 0; i < checkpoint->count; i++)
-    if (strcmp(checkpoint->datasets[i].name, dataset) == 0) return i;
+    if (strcmp(checkpoint->datasets[i].entry.name, dataset) == 0) return i;
   return -1;
 }
 
 static spt_status wrong_checksum(const spt_checkpoint *checkpoint, int index) {
   return SPT_FAIL(SPT_ERR_DATA, "%s: damaged checkpoint: %s fails its checksum; use an older one", checkpoint->path,
-                  checkpoint->datasets[index].name);
+                  checkpoint->datasets[index].entry.name);
 }
 
 spt_status spt_checkpoint_read(spt_checkpoint *checkpoint, int index, float *values) {
   SPT_TRY(check_index(checkpoint, index));
   const dataset *entry = &checkpoint->datasets[index];
   SPT_TRY(spt_file_read_at(checkpoint->fd, checkpoint->path, values, entry->extent.bytes, entry->extent.offset));
-  return XXH3_64bits(values, entry->extent.bytes) == entry->checksum ? SPT_OK : wrong_checksum(checkpoint, index);
+  return XXH3_64bits(values, entry->extent.bytes) == entry->entry.checksum ? SPT_OK : wrong_checksum(checkpoint, index);
 }
 
 static spt_status verify_tensor(spt_checkpoint *checkpoint, int index, unsigned char *buffer) {
@@ -230,7 +187,7 @@ static spt_status verify_tensor(spt_checkpoint *checkpoint, int index, unsigned 
     SPT_TRY(spt_file_read_at(checkpoint->fd, checkpoint->path, buffer, count, entry->extent.offset + at));
     XXH3_64bits_update(&hash, buffer, count);
   }
-  return XXH3_64bits_digest(&hash) == entry->checksum ? SPT_OK : wrong_checksum(checkpoint, index);
+  return XXH3_64bits_digest(&hash) == entry->entry.checksum ? SPT_OK : wrong_checksum(checkpoint, index);
 }
 
 spt_status spt_checkpoint_verify(spt_checkpoint *checkpoint) {

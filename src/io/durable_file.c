@@ -44,6 +44,17 @@ spt_status spt_file_read_at(int fd, const char *path, void *bytes, size_t count,
   return SPT_OK;
 }
 
+spt_status spt_file_create(const char *path, int *fd_p) {
+  if (unlink(path) != 0 && errno != ENOENT) return write_failed(path, "replacing", 0, errno);
+  *fd_p = open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666);
+  return *fd_p >= 0 ? SPT_OK : write_failed(path, "creating", 0, errno);
+}
+
+spt_status spt_file_reopen(const char *path, int *fd_p) {
+  *fd_p = open(path, O_RDWR | O_NOFOLLOW | O_CLOEXEC);
+  return *fd_p >= 0 ? SPT_OK : write_failed(path, "opening", 0, errno);
+}
+
 spt_status spt_file_reserve(int fd, const char *path, uint64_t bytes, bool *reserved_p) {
   int error = 0;
 #ifdef __linux__ // glibc's posix_fallocate would write a byte into every block where the file system has no such call
@@ -121,8 +132,7 @@ spt_status spt_file_publish(int *fd_p, const char *part, const char *path) {
 static spt_status open_part(const char *path, char part[PATH_BYTES], int *fd_p) {
   if (snprintf(part, PATH_BYTES, "%s.part", path) >= PATH_BYTES)
     return SPT_FAIL(SPT_ERR_RESOURCE, "%s: path too long", path);
-  *fd_p = open(part, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  return *fd_p >= 0 ? SPT_OK : write_failed(part, "creating", 0, errno);
+  return spt_file_create(part, fd_p);
 }
 
 static spt_status publish_or_remove(spt_status status, int fd, const char *part, const char *path) {

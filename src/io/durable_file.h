@@ -11,6 +11,11 @@
 
 spt_status spt_file_write_at(int fd, const char *path, const void *bytes, size_t count, uint64_t offset);
 spt_status spt_file_read_at(int fd, const char *path, void *bytes, size_t count, uint64_t offset);
+/* Creates `path` for reading and writing, as a new file: what bears that name before, a link or a killed writer's
+ * leftover, loses the name and is not written to. For `.part` files and the like. */
+spt_status spt_file_create(const char *path, int *fd_p);
+/* Opens what spt_file_create made, and nothing that was put in its place: no link. */
+spt_status spt_file_reopen(const char *path, int *fd_p);
 /* Reserves disk space for [0, bytes), so that a full disk shows now and not half way; where the file system cannot,
  * only sets the length and *reserved_p (may be NULL) is false. */
 spt_status spt_file_reserve(int fd, const char *path, uint64_t bytes, bool *reserved_p);

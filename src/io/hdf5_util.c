@@ -18,12 +18,12 @@ void spt_hdf5_no_locks(hid_t access) {
 #endif
 }
 
-spt_status spt_hdf5_open_read(const char *path, hid_t *file_p) {
+spt_status spt_hdf5_open_read(const char *open_name, const char *path, hid_t *file_p) {
   spt_hdf5_quiet();
   const hid_t access = H5Pcreate(H5P_FILE_ACCESS);
   if (access < 0) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: HDF5 is out of resources", path);
   spt_hdf5_no_locks(access);
-  const hid_t file = H5Fopen(path, H5F_ACC_RDONLY, access);
+  const hid_t file = H5Fopen(open_name, H5F_ACC_RDONLY, access);
   H5Pclose(access);
   if (file < 0) return SPT_FAIL(SPT_ERR_DATA, "%s: not a whole HDF5 file (damaged, truncated or something else)", path);
   *file_p = file;
@@ -51,7 +51,7 @@ static spt_status open_attribute(hid_t object, const char *path, const char *nam
   if (type >= 0) H5Tclose(type);
   H5Aclose(attribute);
   return SPT_FAIL(SPT_ERR_DATA, "%s: attribute '%s' is not one %s", path, name,
-                  class == H5T_INTEGER ? "integer" : "string");
+                  class == H5T_INTEGER ? "integer" : class == H5T_FLOAT ? "number" : "string");
 }
 
 spt_status spt_hdf5_get_int(hid_t object, const char *path, const char *name, int64_t *value_p) {
@@ -59,6 +59,18 @@ spt_status spt_hdf5_get_int(hid_t object, const char *path, const char *name, in
   SPT_TRY(open_attribute(object, path, name, H5T_INTEGER, &attribute, &type));
   int64_t value = 0;
   const herr_t error = H5Aread(attribute, H5T_NATIVE_INT64, &value);
+  H5Tclose(type);
+  H5Aclose(attribute);
+  if (error < 0) return SPT_FAIL(SPT_ERR_DATA, "%s: attribute '%s' cannot be read", path, name);
+  *value_p = value;
+  return SPT_OK;
+}
+
+spt_status spt_hdf5_get_double(hid_t object, const char *path, const char *name, double *value_p) {
+  hid_t attribute, type;
+  SPT_TRY(open_attribute(object, path, name, H5T_FLOAT, &attribute, &type));
+  double value = 0;
+  const herr_t error = H5Aread(attribute, H5T_NATIVE_DOUBLE, &value);
   H5Tclose(type);
   H5Aclose(attribute);
   if (error < 0) return SPT_FAIL(SPT_ERR_DATA, "%s: attribute '%s' cannot be read", path, name);

@@ -14,12 +14,15 @@
 void spt_hdf5_quiet(void);
 /* For a file access list: no file locks, which network file systems refuse. Ours are guarded by the run's lock and by renames. */
 void spt_hdf5_no_locks(hid_t access);
-/* H5Fopen without file locking. SPT_ERR_DATA names the file. */
-spt_status spt_hdf5_open_read(const char *path, hid_t *file_p);
+/* H5Fopen of `open_name` without file locking. SPT_ERR_DATA names it `path`. Call it in a reader process only
+ * (hdf5_process.h). */
+spt_status spt_hdf5_open_read(const char *open_name, const char *path, hid_t *file_p);
 /* True when `name` is an attribute of `object`. */
 bool spt_hdf5_has_attribute(hid_t object, const char *name);
 /* One integer of any width or sign, scalar or of one element. SPT_ERR_DATA names file and attribute. */
 spt_status spt_hdf5_get_int(hid_t object, const char *path, const char *name, int64_t *value_p);
+/* One floating-point number of any width. SPT_ERR_DATA names file and attribute. */
+spt_status spt_hdf5_get_double(hid_t object, const char *path, const char *name, double *value_p);
 /* One fixed or variable-length string; longer than `size` − 1 bytes is SPT_ERR_DATA. */
 spt_status spt_hdf5_get_string(hid_t object, const char *path, const char *name, char *text, size_t size);
 /* Scalar attributes: int64 and fixed-length UTF-8. SPT_ERR_RESOURCE names the file. */

@@ -168,9 +168,25 @@ static char *join(const char *folder, const char *name) {
   return path;
 }
 
+/* A file that a run of ours can have begun: regular, with no other name, empty or with our first key. */
+static bool is_ours(int fd) {
+  static const char begin[] = "{\"step\":";
+  char text[sizeof begin - 1];
+  struct stat info;
+  const ssize_t bytes = pread(fd, text, sizeof text, 0);
+  return fstat(fd, &info) == 0 && S_ISREG(info.st_mode) && info.st_nlink == 1 && bytes >= 0 &&
+         memcmp(text, begin, (size_t)bytes) == 0;
+}
+
 static spt_status open_files(spt_metrics *metrics, int64_t step) {
-  metrics->fd = open(metrics->jsonl, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
-  if (metrics->fd < 0) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: opening failed: %s", metrics->jsonl, strerror(errno));
+  metrics->fd = open(metrics->jsonl, O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC, 0666);
+  if (metrics->fd < 0 && errno != ELOOP)
+    return SPT_FAIL(SPT_ERR_RESOURCE, "%s: opening failed: %s", metrics->jsonl, strerror(errno));
+  if (metrics->fd < 0 || !is_ours(metrics->fd))
+    return SPT_FAIL(SPT_ERR_USAGE,
+                    "%s: is a link or was not written by this program, and is left alone; move it away or choose "
+                    "another run.output",
+                    metrics->jsonl);
   if (step > 0)
     SPT_TRY(parse(metrics->jsonl, step, &metrics->records, &metrics->count, &metrics->capacity, &metrics->bytes));
   if (ftruncate(metrics->fd, (off_t)metrics->bytes) != 0)
@@ -242,7 +258,7 @@ static spt_status reopen_vanished(spt_metrics *metrics) {
   if (fstat(metrics->fd, &opened) == 0 && stat(metrics->jsonl, &named) == 0 && opened.st_ino == named.st_ino &&
       opened.st_dev == named.st_dev)
     return SPT_OK;
-  const int fd = open(metrics->jsonl, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
+  const int fd = open(metrics->jsonl, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0666); // another's stays as it is
   if (fd < 0) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: opening failed: %s", metrics->jsonl, strerror(errno));
   close(metrics->fd);
   metrics->fd = fd;

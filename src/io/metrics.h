@@ -22,7 +22,7 @@ typedef struct spt_metric_record {
 typedef struct spt_metrics spt_metrics;
 
 /* Opens <folder>/metrics.jsonl; lines after `step` (a resume's checkpoint) and a torn last line are cut off, so that each step stands once.
- * step 0 starts a new file. */
+ * step 0 starts a new file. A link, or a file that begins otherwise than ours do, is SPT_ERR_USAGE. */
 spt_status spt_metrics_open(const char *folder, int64_t step, spt_metrics **metrics_p);
 /* Writes the record, after those that are still to be written. On SPT_ERR_RESOURCE it is kept, to be written later (unless
  * memory ran out). */

@@ -131,15 +131,35 @@ static spt_status refuse_checkpoints(const char *output) {
   return status;
 }
 
+/* Its first line tells our job.toml from one that somebody wrote and keeps there. */
+static const char job_mark[] = "# The job as run, written by spectron-dist at every start: edit a copy.\n";
+
+static spt_status refuse_foreign_job(const char *path) {
+  char begin[sizeof job_mark - 1];
+  struct stat info;
+  if (lstat(path, &info) != 0) return SPT_OK;
+  const int fd = S_ISREG(info.st_mode) ? open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC) : -1;
+  const ssize_t bytes = fd < 0 ? -1 : pread(fd, begin, sizeof begin, 0);
+  if (fd >= 0) close(fd);
+  if (bytes == (ssize_t)sizeof begin && memcmp(begin, job_mark, sizeof begin) == 0) return SPT_OK;
+  return SPT_FAIL(SPT_ERR_USAGE,
+                  "%s: was not written by this program and is not overwritten; move it away or choose another "
+                  "run.output",
+                  path);
+}
+
 static spt_status open_folder(spt_run_folder *folder, bool resume) {
   char path[SPT_PATH_MAX];
   checkpoints_folder(folder->output, path);
   SPT_TRY(make_folders(path));
-  struct stat info;
-  if (stat(path, &info) != 0 || !S_ISDIR(info.st_mode))
-    return SPT_FAIL(SPT_ERR_USAGE, "%s: is not a folder; choose another run.output", path);
+  struct stat info; // run.output itself may be a link, as its user named it; nothing in it leads out of it
+  if (lstat(path, &info) != 0 || !S_ISDIR(info.st_mode))
+    return SPT_FAIL(SPT_ERR_USAGE, "%s: is %s; choose another run.output", path,
+                    S_ISLNK(info.st_mode) ? "a link, and nothing is written outside of run.output" : "not a folder");
   snprintf(path, sizeof path, "%s/lock", folder->output);
   SPT_TRY(spt_run_lock_take(path, &folder->lock));
+  snprintf(path, sizeof path, "%s/job.toml", folder->output);
+  SPT_TRY(refuse_foreign_job(path)); // now, not when it is to be written
   if (!resume) SPT_TRY(refuse_checkpoints(folder->output));
   remove_parts(folder->output);
   return SPT_OK;
@@ -173,7 +193,13 @@ void spt_run_folder_close(spt_run_folder **folder_p) {
 spt_status spt_run_folder_write_job(spt_run_folder *folder, const char *text) {
   char path[SPT_PATH_MAX];
   snprintf(path, sizeof path, "%s/job.toml", folder->output);
-  return spt_file_replace(path, text, strlen(text));
+  SPT_TRY(refuse_foreign_job(path));
+  char *marked = NULL;
+  const int bytes = asprintf(&marked, "%s%s", job_mark, text);
+  if (bytes < 0) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory", path);
+  const spt_status status = spt_file_replace(path, marked, (size_t)bytes);
+  free(marked);
+  return status;
 }
 
 void spt_run_folder_checkpoint_path(const spt_run_folder *folder, int64_t step, char path[SPT_PATH_MAX]) {
@@ -241,10 +267,38 @@ spt_status spt_run_folder_newest(const spt_run_folder *folder, spt_checkpoint **
   return status;
 }
 
+/* A regular file that begins like a checkpoint, or that a crash left empty. */
+static bool is_ours(const char *path) {
+  unsigned char head[8];
+  struct stat info;
+  if (lstat(path, &info) != 0 || !S_ISREG(info.st_mode)) return false;
+  if (info.st_size == 0) return true;
+  const int fd = open(path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+  if (fd < 0) return false;
+  const bool ours = pread(fd, head, sizeof head, 0) == (ssize_t)sizeof head && spt_seal_has_magic(head);
+  close(fd);
+  return ours;
+}
+
+spt_status spt_run_folder_make_room(const char *path, char kept[SPT_PATH_MAX]) {
+  struct stat info;
+  kept[0] = '\0';
+  if (lstat(path, &info) != 0 || is_ours(path)) return SPT_OK;
+  for (int number = 1; number < 1000; number++) {
+    if (snprintf(kept, SPT_PATH_MAX, "%s.kept-%d", path, number) >= SPT_PATH_MAX) break;
+    if (lstat(kept, &info) == 0) continue;
+    if (rename(path, kept) == 0) return SPT_OK;
+    break;
+  }
+  kept[0] = '\0';
+  return SPT_FAIL(SPT_ERR_RESOURCE, "%s: is no checkpoint of this program and cannot be moved aside; move it away", path);
+}
+
 static spt_status replace_best(const spt_run_folder *folder, const char *path) {
-  char best[SPT_PATH_MAX], part[SPT_PATH_MAX];
+  char best[SPT_PATH_MAX], part[SPT_PATH_MAX], kept[SPT_PATH_MAX];
   snprintf(best, sizeof best, "%s/checkpoints/best.h5", folder->output);
   snprintf(part, sizeof part, "%s/checkpoints/best.h5.part", folder->output);
+  SPT_TRY(spt_run_folder_make_room(best, kept));
   unlink(part);
   if (link(path, part) != 0) return spt_file_copy(path, best); // no hard links here
   if (rename(part, best) != 0) { // does nothing when both are the same file already; remove_parts takes the rest away
@@ -280,16 +334,9 @@ spt_status spt_run_folder_repair_best(spt_run_folder *folder, double best) {
   return status;
 }
 
-/* Removes what this program wrote under this name: a regular file that begins like a checkpoint. */
+/* Removes what this program wrote under this name. */
 static spt_status remove_ours(const char *path) {
-  unsigned char head[8];
-  struct stat info;
-  if (lstat(path, &info) != 0 || !S_ISREG(info.st_mode)) return SPT_OK;
-  const int fd = open(path, O_RDONLY | O_CLOEXEC);
-  if (fd < 0) return SPT_OK;
-  const bool ours = pread(fd, head, sizeof head, 0) == (ssize_t)sizeof head && spt_seal_has_magic(head);
-  close(fd);
-  if (ours && unlink(path) != 0 && errno != ENOENT)
+  if (is_ours(path) && unlink(path) != 0 && errno != ENOENT)
     return SPT_FAIL(SPT_ERR_RESOURCE, "%s: removing an old checkpoint failed: %s", path, strerror(errno));
   return SPT_OK;
 }

@@ -6,14 +6,17 @@
 
 typedef struct spt_run_folder spt_run_folder;
 
-/* Creates the folder and checkpoints/, takes the lock (run_lock.h). With resume false a folder that holds checkpoints is SPT_ERR_USAGE. What killed saves
- * left half-written (.part) is removed: it would take the space of the next ones. */
+/* Creates the folder and checkpoints/, takes the lock (run_lock.h). With resume false a folder that holds checkpoints is SPT_ERR_USAGE, and so are
+ * a lock of somebody else's and a checkpoints/ that is a link: nothing is written outside of `output`. What killed saves left half-written
+ * (.part) is removed: it would take the space of the next ones. */
 spt_status spt_run_folder_open(const char *output, bool resume, spt_run_folder **folder_p);
 void spt_run_folder_close(spt_run_folder **folder_p); /* releases the lock */
-/* Writes job.toml by temp + rename. */
+/* Writes job.toml, marked as ours in its first line, by temp + rename. One without the mark is SPT_ERR_USAGE. */
 spt_status spt_run_folder_write_job(spt_run_folder *folder, const char *text);
 /* "<output>/checkpoints/step-00001000.h5" */
 void spt_run_folder_checkpoint_path(const spt_run_folder *folder, int64_t step, char path[SPT_PATH_MAX]);
+/* Before a file of ours takes the name `path`: what bears it and is no checkpoint of ours is renamed to `kept` ("" where there was nothing). */
+spt_status spt_run_folder_make_room(const char *path, char kept[SPT_PATH_MAX]);
 /* The newest intact checkpoint, every tensor verified: opens it. Damaged newer ones are skipped and each is named in `warning` (may be NULL). *checkpoint_p = NULL and
  * SPT_OK when there is no checkpoint file at all; files but none intact is SPT_ERR_DATA. */
 spt_status spt_run_folder_newest(const spt_run_folder *folder, spt_checkpoint **checkpoint_p, char *warning, size_t warning_size);

@@ -48,6 +48,16 @@ static bool read_holder(int fd, holder *holder_p) {
   return sscanf(text, "host %127s process %ld slurm_job %63s", holder_p->host, &holder_p->process, holder_p->job) == 3;
 }
 
+/* A file called lock that no run of ours wrote: no regular one, with other names, or not begun as write_holder does. */
+static bool is_foreign(int fd) {
+  static const char begin[] = "host ";
+  char text[sizeof begin - 1];
+  struct stat info;
+  if (fstat(fd, &info) != 0 || !S_ISREG(info.st_mode) || info.st_nlink > 1) return true;
+  const ssize_t bytes = pread(fd, text, sizeof text, 0);
+  return bytes > 0 && memcmp(text, begin, (size_t)bytes) != 0;
+}
+
 /* Opens the file anew: a network file system shows what another host has written only then. */
 static bool read_named_holder(const char *path, holder *holder_p) {
   const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
@@ -128,6 +138,8 @@ static spt_status try_lock(const char *path, int fd, bool created, bool *again_p
   }
   *again_p = !names_this(path, fd);
   if (*again_p) return SPT_OK;
+  if (is_foreign(fd))
+    return SPT_FAIL(SPT_ERR_USAGE, "%s: was not made by this program and is left alone; choose another run.output", path);
   if (!created) SPT_TRY(judge_leftover(path, fd, kernel_lock));
   SPT_TRY(write_holder(path, fd));
   return kernel_lock || created ? SPT_OK : await_rival(path);
@@ -138,11 +150,12 @@ static spt_status take(const char *path, int *fd_p) {
     int fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
     const bool created = fd >= 0;
     if (!created && errno == EEXIST) {
-      fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+      fd = open(path, O_RDWR | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
       if (fd < 0 && errno == ENOENT) continue; // just released
     }
     if (fd < 0)
-      return SPT_FAIL(SPT_ERR_USAGE, "%s: cannot be created: %s; choose another run.output", path, strerror(errno));
+      return SPT_FAIL(SPT_ERR_USAGE, "%s: cannot be created: %s; choose another run.output", path,
+                      errno == ELOOP ? "it is a link" : strerror(errno));
     bool again = false;
     const spt_status status = try_lock(path, fd, created, &again);
     if (status == SPT_OK && !again) {

@@ -39,11 +39,22 @@ static char *with_suffix(const char *path, const char *suffix) {
   return asprintf(&text, "%s%s", path, suffix) < 0 ? NULL : text;
 }
 
+static spt_status open_raw(spt_token_writer *writer) {
+  int descriptor = -1;
+  SPT_TRY(spt_file_create(writer->raw_path, &descriptor));
+  if ((writer->raw = fdopen(descriptor, "w+b"))) return SPT_OK;
+  const spt_status status = io_failed(writer->raw_path);
+  close(descriptor);
+  unlink(writer->raw_path);
+  return status;
+}
+
 spt_status spt_token_writer_open(const char *path, const spt_token_writer_options *options, bool overwrite,
                                  spt_token_writer **writer_p) {
   if (options->vocab_size < 1 || options->vocab_size > INT32_MAX)
     return SPT_FAIL(SPT_ERR_USAGE, "%s: vocabulary %lld is not in [1, 2^31)", path, (long long)options->vocab_size);
-  if (!overwrite && access(path, F_OK) == 0)
+  struct stat about;
+  if (!overwrite && lstat(path, &about) == 0)
     return SPT_FAIL(SPT_ERR_USAGE, "%s: exists already and is not overwritten", path);
   spt_token_writer *writer = calloc(1, sizeof *writer);
   if (!writer) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory", path);
@@ -60,8 +71,8 @@ spt_status spt_token_writer_open(const char *path, const spt_token_writer_option
   spt_status status = SPT_OK;
   if (!writer->path || !writer->part_path || !writer->raw_path)
     status = SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory", path);
-  else if (!(writer->raw = fopen(writer->raw_path, "w+be")))
-    status = io_failed(writer->raw_path);
+  else
+    status = open_raw(writer);
   if (status != SPT_OK) {
     spt_token_writer_close(&writer);
     return status;
@@ -153,8 +164,8 @@ static int64_t token_blocks(const spt_token_writer *writer) {
 static spt_status try_space(const spt_token_writer *writer) {
   const uint64_t metadata = SPT_TOKEN_SEAL_BYTES + 65536,
                  entries = (uint64_t)(token_blocks(writer) + writer->info.documents);
-  int descriptor = open(writer->part_path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0666);
-  if (descriptor < 0) return io_failed(writer->part_path);
+  int descriptor = -1;
+  SPT_TRY(spt_file_create(writer->part_path, &descriptor));
   const uint64_t bytes = metadata + 8 * entries + (uint64_t)(writer->info.tokens * writer->info.token_bytes);
   const spt_status status = spt_file_claim(descriptor, writer->part_path, bytes, metadata);
   if (status == SPT_OK) return spt_file_close(&descriptor, writer->part_path);
@@ -236,8 +247,8 @@ spt_status spt_token_writer_finish(spt_token_writer **writer_p) {
   }
   SPT_TRY_GOTO(try_space(writer), done);
   SPT_TRY_GOTO(lay_out(writer, &place), done);
-  descriptor = open(writer->part_path, O_RDWR | O_CLOEXEC);
-  status = descriptor < 0 ? io_failed(writer->part_path) : fill(writer, descriptor, &place);
+  status = spt_file_reopen(writer->part_path, &descriptor);
+  if (status == SPT_OK) status = fill(writer, descriptor, &place);
   if (status == SPT_OK) status = spt_file_publish(&descriptor, writer->part_path, writer->path);
   if (descriptor >= 0) close(descriptor);
 done:

@@ -1,5 +1,9 @@
 #include "tokenizer.h"
 
+extern "C" { // a C header
+#include "durable_file.h"
+}
+
 #include <openssl/evp.h>
 
 #include <algorithm>
@@ -53,10 +57,10 @@ spt_status sha256_hex(const std::string &bytes, std::string *hex_p) {
 }
 
 #ifdef SPT_HAVE_SENTENCEPIECE
-// One line: the library's messages can hold newlines.
+// One line: the library's messages can hold newlines, and what stands in the file.
 std::string one_line(std::string text) {
   for (char &c : text)
-    if (c == '\n') c = ' ';
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7F) c = ' ';
   return text;
 }
 
@@ -242,8 +246,8 @@ spt_status train(const std::vector<std::string> &paths, int64_t vocab_size, cons
       paths, total,
       std::max<uint64_t>(UINT64_C(8) << 20, 2048 * (uint64_t)vocab_size)); // what is needed grows with the vocabulary
   sentencepiece::SetRandomGeneratorSeed(1);
-  const auto status = sentencepiece::SentencePieceTrainer::Train({{"model_prefix", prefix},
-                                                                  {"model_type", "bpe"},
+  std::string model;
+  const auto status = sentencepiece::SentencePieceTrainer::Train({{"model_type", "bpe"},
                                                                   {"vocab_size", std::to_string(vocab_size)},
                                                                   {"byte_fallback", "true"},
                                                                   {"character_coverage", "0.9995"},
@@ -257,12 +261,11 @@ spt_status train(const std::vector<std::string> &paths, int64_t vocab_size, cons
                                                                   {"pad_id", "-1"},
                                                                   {"num_threads", "2"},
                                                                   {"minloglevel", "3"}},
-                                                                 &lines);
+                                                                 &lines, &model);
   if (!status.ok())
     return SPT_FAIL(SPT_ERR_USAGE, "%s: no tokenizer of %lld pieces can be trained on this text (%s)", prefix.c_str(),
                     (long long)vocab_size, one_line(status.ToString()).c_str());
-  std::remove((prefix + ".vocab").c_str()); // the model holds it all
-  return SPT_OK;
+  return spt_file_replace((prefix + ".model").c_str(), model.data(), model.size());
 }
 #endif
 
