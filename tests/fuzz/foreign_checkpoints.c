@@ -155,7 +155,10 @@ static void write_honest(const char *path) {
                                         .best_validation_loss = NAN, .config_sha256 = "aa", .data_fingerprint = "bb"};
   spt_checkpoint_layout layout = {.extents = (spt_extent[2]){{0, 0}}};
   spt_status status = spt_checkpoint_lay_out(path, items, 2, &header, "[run]\nname = \"x\"\n", &layout);
+  int fd = -1;
+  if (status == SPT_OK) status = spt_checkpoint_create(path, 2, &layout, &fd);
   check(status == SPT_OK, spt_error_message());
+  close(fd);
   static uint8_t bytes[FUZZ_BYTES_MAX];
   FILE *file = fopen(path, "r+b");
   const size_t size = file ? fread(bytes, 1, sizeof bytes, file) : 0;
