@@ -164,6 +164,7 @@ static spt_status train_step(trainer *t, trainer_step *step) {
   // a rank whose data or backend fails goes on with the step's collectives, so that all ranks can leave together
   spt_status status = t->backend->ops->zero(t->backend, t->gradients, (size_t)t->plan->layout.elements * sizeof(float));
   const double zeroed = trainer_now();
+  if (t->saves.folder_lost[0]) status = SPT_FAIL(SPT_ERR_USAGE, "%s", t->saves.folder_lost);
   if (status == SPT_OK) status = accumulate_gradients(t, &loss_sum);
   const double data_wait = spt_prefetch_wait_seconds(t->prefetch) - waited;
   const double computed = trainer_now();

@@ -70,6 +70,7 @@ typedef struct trainer_saves {
   trainer_save_request failed; /* the newest save, when it failed; step −1: it did not */
   char failure[1024];          /* why */
   bool best_owed, records_owed; /* rank 0: best.h5, or records, that could not be written yet */
+  char folder_lost[1024];       /* rank 0: another run has the folder now, in words; "": none. The next step ends the run */
   double tried_at;              /* seconds, monotonic */
 } trainer_saves;
 

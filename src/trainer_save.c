@@ -47,9 +47,10 @@ static void tidy(trainer *t, const trainer_save_request *request) {
   if (saves->best_owed && !request->best) status = spt_run_folder_repair_best(t->folder, saves->durable_best_loss);
   if (status == SPT_OK)
     status = spt_run_folder_after_save(t->folder, saves->path, request->best, t->config.checkpoint.keep);
+  if (status == SPT_ERR_USAGE) snprintf(saves->folder_lost, sizeof saves->folder_lost, "%s", spt_error_message());
   saves->best_owed = (saves->best_owed || request->best) && status != SPT_OK;
   trainer_progress_event("saved %s%s", saves->path, request->best ? " (best)" : "");
-  if (status != SPT_OK)
+  if (status != SPT_OK && !saves->folder_lost[0])
     trainer_progress_warning("step %lld is saved, but %s; the next save tries again", (long long)request->step,
                              spt_error_message());
 }
@@ -146,6 +147,7 @@ spt_status trainer_save(trainer *t, bool best, bool ending) {
 static spt_status judge(trainer *t) {
   const trainer_saves *saves = &t->saves;
   char newest[64];
+  if (saves->folder_lost[0]) return SPT_FAIL(SPT_ERR_USAGE, "%s", saves->folder_lost);
   newest_words(saves, newest);
   const spt_status records = spt_metrics_write_hdf5(t->metrics);
   if (saves->failed.step >= 0)
