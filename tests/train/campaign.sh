@@ -11,9 +11,10 @@ draw() { seed=$(((seed * 1103515245 + 12345) % 2147483648)); drawn=$((seed / 655
 now() { date +%s%N; }
 make_data
 make_job job.toml run
-# A save every 12 steps is under way for about half of the time: each of its writes waits. The schedule does not depend on where the run ends.
+# A save every 8 to 15 steps, another interval in each life, is under way for about half of the time, for each of its writes waits. The schedule does
+# not depend on where the run ends.
 cat >settings <<END
---set checkpoint.every=12 --set checkpoint.keep=3 --set validation.every=36 --set schedule.kind="constant" --set schedule.warmup=0
+--set checkpoint.keep=3 --set validation.every=36 --set schedule.kind="constant" --set schedule.warmup=0
 END
 settings=$(cat settings)
 slow="pwrite:${SPT_CAMPAIGN_WRITE:-1000}:.h5.part"
@@ -31,13 +32,15 @@ end_all() {
     done
     session=
 }
-trap '[ -z "$session" ] || end_all; rm -rf "$work"' EXIT
+trap '[ -z "$session" ] || kill -KILL $(members) 2>/dev/null || :; rm -rf "$work"' EXIT
 
 start() {
+    draw 8
+    every=$((8 + drawn))
     : >log
     # shellcheck disable=SC2086
     SPT_FAULTS=$slow setsid sh "$mpi_run" "$ranks" env LD_PRELOAD="$build/tests/libspt_fail_disk.so" "$trainer" --threads 1 --resume $settings \
-        --set schedule.steps=1000000 job.toml >>log 2>&1 &
+        --set checkpoint.every=$every --set schedule.steps=1000000 job.toml >>log 2>&1 &
     session=$! # setsid runs in a child of this shell that leads no group, so it does not fork
     n=0
     while [ -z "$(members)" ]; do
