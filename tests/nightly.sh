@@ -1,7 +1,7 @@
 #!/bin/sh
 # usage: sh tests/nightly.sh [all | asan | tsan | valgrind | load | campaign | flips | fuzz]...
 # What takes too long for tests/run.sh: the whole suite under AddressSanitizer and UndefinedBehaviorSanitizer, the threads under
-# ThreadSanitizer, two ranks under valgrind, 64 ranks for 200 steps, 200 kills, 500 flipped bits, 10 minutes of each fuzzer. Ends with a line a part and a
+# ThreadSanitizer, two ranks under valgrind, 64 ranks for 200 steps, 200 kills, flipped bits, 10 minutes of fuzzing. Ends with a line a part and a
 # failing status when one failed. SPT_NIGHTLY names the folder of builds and reports (build-nightly).
 set -u
 source=$(cd "$(dirname "$0")/.." && pwd)
@@ -96,11 +96,11 @@ campaign() {
 
 flips() {
     part flips-build build build-test
-    part flips env SPT_TEST_FLIPS=500 "$folder/build-test/tests/test_checkpoint_damage"
+    part flips "$folder/build-test/tests/test_checkpoint_damage" # its flips, each byte, its truncations: all in the suite too
 }
 
 fuzz() {
-    part fuzz sh "$source/tests/fuzz/run.sh" 600
+    part fuzz env SPT_FUZZ_BUILD="$folder/build-fuzz" sh "$source/tests/fuzz/run.sh" "${SPT_FUZZ_SECONDS:-600}"
 }
 
 [ $# -gt 0 ] || set -- all

@@ -1,5 +1,5 @@
-/* Saving: snapshot, then a stream of pieces to the coordinator. The file is the thread's business alone: a slow disk does
- * not hold up the caller, and a failing one shows when the save is finished. */
+/* Saving: snapshot, then a stream of pieces to the coordinator. The file is the thread's business alone: a slow disk
+ * does not hold up the caller, and a failing one shows when the save is finished. */
 #include "checkpoint_internal.h"
 #include "core/slab.h"
 #include "durable_file.h"

@@ -60,7 +60,8 @@ spt_status spt_seal_visit_gaps(const char *path, const spt_seal *seal, const spt
   for (size_t i = 0; status == SPT_OK && i <= count; i++) {
     if (sorted[i].offset < at || sorted[i].offset > seal->file_bytes ||
         sorted[i].bytes > seal->file_bytes - sorted[i].offset)
-      status = SPT_FAIL(SPT_ERR_DATA, "%s: damaged checkpoint: tensors overlap or leave the file; use an older one", path);
+      status =
+          SPT_FAIL(SPT_ERR_DATA, "%s: damaged checkpoint: tensors overlap or leave the file; use an older one", path);
     else if (sorted[i].offset > at)
       status = visit(context, at, sorted[i].offset);
     at = sorted[i].offset + sorted[i].bytes;

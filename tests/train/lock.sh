@@ -3,6 +3,7 @@
 # Slurm job's is not, of several starts in the same instant one wins, a lock that is removed does not let two runs mix. Then all of a run
 # on a file system that has neither locks nor reservations, as some network file systems. SPT_LOCK_RACES: how many races (4).
 . "$(dirname "$0")/lib.sh"
+trap 'pkill -KILL -P $$ || :; rm -rf "$work"' EXIT # its own runs only
 make_data
 make_job job.toml run
 unset SLURM_JOB_ID
