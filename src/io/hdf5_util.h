@@ -12,8 +12,8 @@
 /* No error stack on stderr (per thread in a thread-safe build), no filter plugins. Call before other HDF5 calls on a
  * thread. */
 void spt_hdf5_quiet(void);
-/* H5Fopen of `open_name` without file locking (network file systems refuse locks). SPT_ERR_DATA names it `path`. Call it
- * in a reader process only (hdf5_process.h). */
+/* H5Fopen of `open_name` without file locking (network file systems refuse locks). SPT_ERR_DATA names it `path`. Call
+ * it in a reader process only (hdf5_process.h). */
 spt_status spt_hdf5_open_read(const char *open_name, const char *path, hid_t *file_p);
 /* True when `name` is an attribute of `object`. */
 bool spt_hdf5_has_attribute(hid_t object, const char *name);

@@ -99,7 +99,8 @@ static spt_status try_lock(const char *lock, int fd, bool *again_p) {
              opened.st_dev != named.st_dev;
   if (*again_p) return SPT_OK;
   if (!S_ISREG(opened.st_mode) || opened.st_nlink > 1 || is_foreign_lock(fd))
-    return SPT_FAIL(SPT_ERR_USAGE, "%s: was not made by this program and is left alone; choose another run.output", lock);
+    return SPT_FAIL(SPT_ERR_USAGE, "%s: was not made by this program and is left alone; choose another run.output",
+                    lock);
   SPT_TRY(judge_leftover(lock, fd, kernel_lock));
   return write_holder(lock, fd);
 }
@@ -373,7 +374,8 @@ spt_status spt_run_folder_make_room(const char *path, char kept[SPT_PATH_MAX]) {
     break;
   }
   kept[0] = '\0';
-  return SPT_FAIL(SPT_ERR_RESOURCE, "%s: is no checkpoint of this program and cannot be moved aside; move it away", path);
+  return SPT_FAIL(SPT_ERR_RESOURCE, "%s: is no checkpoint of this program and cannot be moved aside; move it away",
+                  path);
 }
 
 static spt_status replace_best(const spt_run_folder *folder, const char *path) {
