@@ -83,7 +83,7 @@ static void planted(void **state) {
   (void)state;
   static const struct {
     const char *fault, *words;
-  } faults[] = {{"crash", "crashes"}, {"hang", "hangs"}, {"memory", "crashes"}};
+  } faults[] = {{"crash", "crashes"}, {"hang", "1 s of processor time"}, {"memory", "crashes"}};
   for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) {
     const pid_t child = fork(); // a process of its own has its own helper, with its own environment
     assert_true(child >= 0);
