@@ -209,8 +209,7 @@ static int run_gnuplot(FILE *script, int out) {
   if (error == 0) {
     pid_t child = -1;
     error = posix_spawn_file_actions_adddup2(&actions, fileno(script), STDIN_FILENO);
-    if (!error)
-      error = posix_spawn_file_actions_adddup2(&actions, out, STDOUT_FILENO);
+    if (!error) error = posix_spawn_file_actions_adddup2(&actions, out, STDOUT_FILENO);
     if (!error) error = posix_spawn_file_actions_addopen(&actions, STDERR_FILENO, "/dev/null", O_WRONLY, 0);
     if (!error) error = posix_spawnp(&child, arguments[0], &actions, NULL, arguments, environ);
     posix_spawn_file_actions_destroy(&actions);

@@ -1,5 +1,5 @@
-/* Hostile files end their reader process, not the program: every trick of files made elsewhere, crashes and hangs of the HDF5 library,
- * planted and real, and limits of time and memory. */
+/* Hostile files end their reader process, not the program: every trick of files made elsewhere, crashes and hangs of
+ * the HDF5 library, planted and real, and limits of time and memory. */
 #include "unit_test.h"
 
 #include "temp_folder.h"
@@ -44,7 +44,8 @@ static void foreign_shards(void **state) {
     if (!about->welcome) {
       spt_error_clear();
       const spt_status status = open_shard(path);
-      if (status != SPT_ERR_DATA || !strstr(spt_error_message(), about->complaint) || !strstr(spt_error_message(), path))
+      if (status != SPT_ERR_DATA || !strstr(spt_error_message(), about->complaint) ||
+          !strstr(spt_error_message(), path))
         fail_msg("%s: status %d, %s", about->name, (int)status, spt_error_message());
       continue;
     }
@@ -82,7 +83,7 @@ static void planted(void **state) {
   (void)state;
   static const struct {
     const char *fault, *words;
-  } faults[] = {{"crash", "crashes"}, {"hang", "hangs"}, {"memory", "crashes"}};
+  } faults[] = {{"crash", "crashes"}, {"hang", "1 s of processor time"}, {"memory", "crashes"}};
   for (size_t i = 0; i < sizeof faults / sizeof *faults; i++) {
     const pid_t child = fork(); // a process of its own has its own helper, with its own environment
     assert_true(child >= 0);
@@ -96,7 +97,8 @@ static void planted(void **state) {
       foreign_checkpoint_write(sealed, 0);
       int wrong = 0;
       wrong |= open_shard(good) != SPT_OK;
-      wrong |= 2 * (open_shard(bad) != SPT_ERR_DATA || !strstr(spt_error_message(), faults[i].words) || !strstr(spt_error_message(), "bad.h5"));
+      wrong |= 2 * (open_shard(bad) != SPT_ERR_DATA || !strstr(spt_error_message(), faults[i].words) ||
+                    !strstr(spt_error_message(), "bad.h5"));
       wrong |= 4 * (open_checkpoint(sealed) != SPT_ERR_DATA || !strstr(spt_error_message(), faults[i].words));
       wrong |= 8 * (open_shard(good) != SPT_OK); // the helper lives on
       if (wrong) fprintf(stderr, "%s: %s\n", faults[i].fault, spt_error_message());
@@ -181,7 +183,8 @@ static void known_to_kill(void **state) {
   if (major == 1 && minor == 10 && release == 8) assert_true(crashes + hangs > 0);
 }
 
-/* Some bytes of a plain file are wrong, as by a bad disk: whatever the library makes of it, this program lives and the answer is prompt. */
+/* Some bytes of a plain file are wrong, as by a bad disk: whatever the library makes of it, this program lives and the
+ * answer is prompt. */
 static void corrupted_for_real(void **state) {
   (void)state;
   enum { TRIALS = 300 };
@@ -205,14 +208,16 @@ static void corrupted_for_real(void **state) {
     const spt_status status = open_changed(path, bytes, size[kind], spt_random_bits(seed, 10, trial) % size[kind],
                                            (int)spt_random_bits(seed, 11, trial));
     free(bytes);
-    if (status != SPT_OK && status != SPT_ERR_DATA) fail_msg("trial %d: status %d: %s", (int)trial, (int)status, spt_error_message());
+    if (status != SPT_OK && status != SPT_ERR_DATA)
+      fail_msg("trial %d: status %d: %s", (int)trial, (int)status, spt_error_message());
     accepted += status == SPT_OK;
     crashes += status != SPT_OK && strstr(spt_error_message(), "library crashes") != NULL;
     hangs += status != SPT_OK && strstr(spt_error_message(), "library hangs") != NULL;
   }
   unsetenv("SPT_TEST_READER_SECONDS");
   for (int i = 0; i < 3; i++) free(whole[i]);
-  printf("  %d corrupted files: %d read (no checksums in them), HDF5 crashed on %d and hung on %d\n", TRIALS, accepted, crashes, hangs);
+  printf("  %d corrupted files: %d read (no checksums in them), HDF5 crashed on %d and hung on %d\n", TRIALS, accepted,
+         crashes, hangs);
 }
 
 /* The first process of that name below `parent`, 0 where there is none. */

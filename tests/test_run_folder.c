@@ -503,7 +503,7 @@ static void foreign_folder(void **unused) {
   assert_int_equal(mkdir(outside("folder"), 0777), 0);
   assert_int_equal(symlink(outside("folder"), in_output("checkpoints")), 0);
   assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, true, &folder), "checkpoints", "a link");
-  assert_int_equal(rmdir(outside("folder")), 0); // empty, as before
+  assert_int_equal(rmdir(outside("folder")), 0);                                          // empty, as before
   assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, true, &folder), "checkpoints"); // now it leads nowhere
   assert_int_equal(unlink(in_output("checkpoints")), 0);
 

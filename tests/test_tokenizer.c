@@ -240,6 +240,8 @@ static void test_refusals(void **state) {
   assert_fails(SPT_ERR_DATA, spt_tokenizer_open(temp_path("absent.model"), &tokenizer), "absent.model");
   assert_fails(SPT_ERR_DATA, spt_tokenizer_open(temp_path("prose.txt"), &tokenizer), "prose.txt",
                "not a SentencePiece model");
+  static const char *const no_models[] = {"/dev/zero", "/dev/null", "/"};
+  for (int i = 0; i < 3; i++) assert_fails(SPT_ERR_DATA, spt_tokenizer_open(no_models[i], &tokenizer), no_models[i]);
   const char *const absent = temp_path("absent.txt"), *const input = temp_path("prose.txt");
   assert_fails(SPT_ERR_DATA, spt_tokenizer_train(&absent, 1, 400, temp_path("no")), "absent.txt");
   assert_fails(SPT_ERR_USAGE, spt_tokenizer_train(&input, 1, 1000000, temp_path("no")), "1000000");

@@ -136,8 +136,7 @@ static spt_status check_block(const char *path, const unsigned char block[SPT_SE
                     (unsigned long long)file_bytes, file_bytes < seal_p->file_bytes ? "truncated" : "grown",
                     (unsigned long long)seal_p->file_bytes);
   if (get32(block, 12) != SPT_SEAL_BYTES || seal_p->tensor_count > file_bytes / sizeof(spt_extent) ||
-      seal_p->tensor_count > SPT_CHECKPOINT_TENSORS_MAX ||
-      seal_p->extents_offset > file_bytes ||
+      seal_p->tensor_count > SPT_CHECKPOINT_TENSORS_MAX || seal_p->extents_offset > file_bytes ||
       seal_p->tensor_count * sizeof(spt_extent) > file_bytes - seal_p->extents_offset)
     return SPT_FAIL(SPT_ERR_DATA, "%s: damaged checkpoint: impossible table of tensors; use an older one", path);
   return SPT_OK;

@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -117,10 +118,11 @@ static void plant_fault(const char *path) {
   const char *fault = test_setting("SPT_TEST_READER_FAULT"), *where = test_setting("SPT_TEST_READER_FILE");
   if (!fault || (where && !strstr(path, where))) return;
   if (strcmp(fault, "crash") == 0) raise(SIGSEGV);
-  while (strcmp(fault, "hang") == 0) {}
+  while (strcmp(fault, "hang") == 0) {
+  }
   if (strcmp(fault, "memory") == 0)
     for (int64_t taken = 0; taken < 2 * SPT_READER_BYTES; taken += 1 << 26)
-      if (!calloc(1, 1 << 26)) abort(); // as the library does without memory, or worse
+      if (mmap(NULL, 1 << 26, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0) == MAP_FAILED) abort();
 }
 
 /* What a reader says when its time is up; for the signal handler. */
@@ -156,7 +158,8 @@ static void limit_time(int seconds) {
 static bool send_reply(int socket, spt_status status, const void *answer, int64_t bytes) {
   const char *message = spt_error_message();
   const reply head = {(int32_t)status, status == SPT_OK ? bytes : (int64_t)strlen(message)};
-  return send_all(socket, &head, sizeof head) && send_all(socket, status == SPT_OK ? answer : message, (size_t)head.bytes);
+  return send_all(socket, &head, sizeof head) &&
+         send_all(socket, status == SPT_OK ? answer : message, (size_t)head.bytes);
 }
 
 /* Answers until the asking side closes. */
@@ -174,7 +177,8 @@ static void serve(int socket, int descriptor) {
   prepare_last_words(socket, first.path, first.seconds);
   const spt_hdf5_answerer *const kinds[] = {&spt_shard_answerer, &spt_checkpoint_answerer};
   while (receive_all(socket, &question, sizeof question, &for_ever)) {
-    char *argument = malloc((size_t)question.argument_bytes + 1), *answer = calloc(1, (size_t)question.answer_bytes + 1);
+    char *argument = malloc((size_t)question.argument_bytes + 1),
+         *answer = calloc(1, (size_t)question.answer_bytes + 1);
     spt_status status = SPT_OK;
     if (!argument || !answer)
       status = SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory in its reader", first.path);
@@ -207,9 +211,11 @@ static bool receive_files(int socket, int files[2]) {
     char bytes[CMSG_SPACE(2 * sizeof(int))];
   } control = {.bytes = {0}};
   struct iovec vector = {&byte, 1};
-  struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+  struct msghdr message = {
+      .msg_iov = &vector, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
   ssize_t n;
-  while ((n = recvmsg(socket, &message, MSG_CMSG_CLOEXEC)) < 0 && errno == EINTR) {}
+  while ((n = recvmsg(socket, &message, MSG_CMSG_CLOEXEC)) < 0 && errno == EINTR) {
+  }
   files[0] = files[1] = -1;
   const struct cmsghdr *header = n > 0 ? CMSG_FIRSTHDR(&message) : NULL;
   if (header && header->cmsg_type == SCM_RIGHTS && header->cmsg_len == CMSG_LEN(2 * sizeof(int)))
@@ -222,8 +228,9 @@ static void close_both(const int files[2]) {
     if (files[i] >= 0) close(files[i]);
 }
 
-/* A launcher signals whole process groups: USR1 asks ranks to save, TERM to leave. Helper and readers end with the process
- * they work for and listen to nobody; children need no waiting for. What a crash raises kills, handled by no one. */
+/* A launcher signals whole process groups: USR1 asks ranks to save, TERM to leave. Helper and readers end with the
+ * process they work for and listen to nobody; children need no waiting for. What a crash raises kills, handled by no
+ * one. */
 static void set_signals(void) {
   static const int fatal[] = {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL};
   sigset_t none;
@@ -254,7 +261,8 @@ _Noreturn static void help(int socket) {
     if (files[0] < 0) continue;
     const pid_t helper = getpid(), reader = fork();
     if (reader < 0)
-      send_reply(files[0], SPT_FAIL(SPT_ERR_RESOURCE, "no process for reading an HDF5 file: %s", strerror(errno)), NULL, 0);
+      send_reply(files[0], SPT_FAIL(SPT_ERR_RESOURCE, "no process for reading an HDF5 file: %s", strerror(errno)), NULL,
+                 0);
     if (reader != 0) continue;
     close(3);
     prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -302,14 +310,16 @@ static bool send_files(int socket, int file) {
     char bytes[CMSG_SPACE(sizeof files)];
   } control = {.bytes = {0}};
   struct iovec vector = {&byte, 1};
-  struct msghdr message = {.msg_iov = &vector, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+  struct msghdr message = {
+      .msg_iov = &vector, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
   struct cmsghdr *header = CMSG_FIRSTHDR(&message);
   header->cmsg_level = SOL_SOCKET;
   header->cmsg_type = SCM_RIGHTS;
   header->cmsg_len = CMSG_LEN(sizeof files);
   memcpy(CMSG_DATA(header), files, sizeof files);
   ssize_t n;
-  while ((n = sendmsg(helper_socket, &message, MSG_NOSIGNAL)) < 0 && errno == EINTR) {}
+  while ((n = sendmsg(helper_socket, &message, MSG_NOSIGNAL)) < 0 && errno == EINTR) {
+  }
   return n == 1;
 }
 
@@ -348,7 +358,8 @@ void spt_hdf5_reader_close(spt_hdf5_reader **reader_p) {
 
 static spt_status refused(const spt_hdf5_reader *reader, const reply *head, int *patience_p) {
   char message[MESSAGE_BYTES];
-  if (head->bytes < 0 || head->bytes >= MESSAGE_BYTES || !receive_all(reader->socket, message, (size_t)head->bytes, patience_p))
+  if (head->bytes < 0 || head->bytes >= MESSAGE_BYTES ||
+      !receive_all(reader->socket, message, (size_t)head->bytes, patience_p))
     return SPT_FAIL(SPT_ERR_DATA, "%s: unreadable (its reader gave no reason)", reader->path);
   message[head->bytes] = '\0';
   for (char *c = message; *c; c++)

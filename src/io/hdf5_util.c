@@ -51,7 +51,9 @@ static spt_status open_attribute(hid_t object, const char *path, const char *nam
   if (type >= 0) H5Tclose(type);
   H5Aclose(attribute);
   return SPT_FAIL(SPT_ERR_DATA, "%s: attribute '%s' is not one %s", path, name,
-                  class == H5T_INTEGER ? "integer" : class == H5T_FLOAT ? "number" : "string");
+                  class == H5T_INTEGER ? "integer"
+                  : class == H5T_FLOAT ? "number"
+                                       : "string");
 }
 
 spt_status spt_hdf5_get_int(hid_t object, const char *path, const char *name, int64_t *value_p) {

@@ -291,7 +291,8 @@ spt_status spt_run_folder_make_room(const char *path, char kept[SPT_PATH_MAX]) {
     break;
   }
   kept[0] = '\0';
-  return SPT_FAIL(SPT_ERR_RESOURCE, "%s: is no checkpoint of this program and cannot be moved aside; move it away", path);
+  return SPT_FAIL(SPT_ERR_RESOURCE, "%s: is no checkpoint of this program and cannot be moved aside; move it away",
+                  path);
 }
 
 static spt_status replace_best(const spt_run_folder *folder, const char *path) {

@@ -24,11 +24,11 @@ struct spt_token_file {
   int descriptor;
   int64_t size; /* bytes in the file */
   spt_shard_set sets[SPT_SHARD_SETS];
-  spt_hdf5_reader *reader; /* kept only while a dataset needs it */
+  spt_hdf5_reader *reader;     /* kept only while a dataset needs it */
   int64_t block_bytes, blocks; /* 0 without checksums */
   uint64_t *checksums;
   unsigned char *verified; /* a byte a block */
-  void *block;             /* scratch of block_bytes */
+  void *block;             /* scratch of a block */
   uint32_t *wide;          /* scratch of READ_TOKENS tokens */
 };
 
@@ -92,8 +92,9 @@ static spt_status load_checksums(spt_token_file *file) {
   if (sums->count != file->blocks)
     return SPT_FAIL(SPT_ERR_DATA, "%s: /tokens_xxh3 has %lld entries for %lld blocks", file->path,
                     (long long)sums->count, (long long)file->blocks);
+  const int64_t largest = bytes < file->block_bytes ? bytes : file->block_bytes;
   if (!(file->checksums = malloc((size_t)file->blocks * sizeof *file->checksums)) ||
-      !(file->verified = calloc(1, (size_t)file->blocks)) || !(file->block = malloc((size_t)file->block_bytes)))
+      !(file->verified = calloc(1, (size_t)file->blocks)) || !(file->block = malloc((size_t)largest)))
     return SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory", file->path);
   for (int64_t at = 0; at < file->blocks; at += READ_TOKENS) {
     const int64_t left = file->blocks - at;

@@ -11,7 +11,7 @@ typedef struct spt_token_file_info {
   int64_t tokens, documents, vocab_size, eos_id;
   int64_t text_bytes; /* bytes of the source text, 0 = unknown (attribute "text_bytes") */
   int token_bytes;    /* 2 or 4 */
-  bool contiguous;    /* read by pread; else through the library */
+  bool contiguous;    /* read by pread; else a reader process is asked (hdf5_process.h) */
   bool checksummed;
   char tokenizer[128], tokenizer_sha256[65], source[256];
   char warning[256]; /* "" or why this file is slower or less safe than our own */
@@ -19,8 +19,9 @@ typedef struct spt_token_file_info {
 
 typedef struct spt_token_file spt_token_file;
 
-/* Opens for reading, checks format, version, types, extents and attributes before anything is allocated. SPT_ERR_DATA
- * names the file and what is wrong. Each reader thread needs its own handle. */
+/* Opens for reading, checks format, version, links, types, extents and attributes before anything is allocated.
+ * SPT_ERR_DATA names the file and what is wrong; HDF5 itself sees the file in a process of its own only
+ * (hdf5_process.h), however long it stays open. Each thread needs its own handle. */
 spt_status spt_token_file_open(const char *path, spt_token_file **file_p);
 void spt_token_file_close(spt_token_file **file_p);
 const spt_token_file_info *spt_token_file_info_of(const spt_token_file *file);

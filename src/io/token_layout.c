@@ -77,7 +77,8 @@ static bool chunks_are_there(hid_t set, int64_t count, hsize_t chunk) {
 }
 
 /* Chunked storage: no more elements than its bytes can hold, none missing. */
-static spt_status check_chunks(const shard *s, const char *name, hid_t set, hsize_t chunk, const spt_shard_set *extent) {
+static spt_status check_chunks(const shard *s, const char *name, hid_t set, hsize_t chunk,
+                               const spt_shard_set *extent) {
   const hsize_t stored = H5Dget_storage_size(set);
   const int64_t bytes = extent->count * extent->width;
   if (chunk < 1 || chunk > (hsize_t)(CHUNK_BYTES_MAX / extent->width))

@@ -1,4 +1,5 @@
-/* What a reader process finds out about a token shard (token_layout.c) and token_file.c then reads by: plain numbers. */
+/* What a reader process finds out about a token shard (token_layout.c) and token_file.c then reads by: plain numbers.
+ */
 #ifndef SPT_TOKEN_LAYOUT_H
 #define SPT_TOKEN_LAYOUT_H
 

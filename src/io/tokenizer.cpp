@@ -10,8 +10,8 @@ extern "C" { // a C header
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <memory>
 #include <mutex>
 #include <new>
@@ -150,11 +150,24 @@ spt_status encode_text(const spt_tokenizer *tokenizer, std::string_view text, st
   return status;
 }
 
-spt_status load_model(const char *path, spt_tokenizer *tokenizer) {
+// The file, when it is one of a model's size: neither a device nor what would fill the memory.
+spt_status read_model(const char *path, std::string *bytes_p) {
+  static constexpr std::uintmax_t most = 256 << 20;
+  std::error_code error;
+  if (!std::filesystem::exists(path, error)) return SPT_FAIL(SPT_ERR_DATA, "%s: cannot be opened: no such file", path);
+  const std::uintmax_t size =
+      std::filesystem::is_regular_file(path, error) ? std::filesystem::file_size(path, error) : 0;
+  if (error || size == 0 || size > most)
+    return SPT_FAIL(SPT_ERR_DATA, "%s: not a SentencePiece model (no file of 1 byte to 256 MiB)", path);
   std::ifstream file(path, std::ios::binary);
-  if (!file) return SPT_FAIL(SPT_ERR_DATA, "%s: cannot be opened: %s", path, std::strerror(errno));
-  const std::string bytes{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
-  if (file.bad()) return SPT_FAIL(SPT_ERR_DATA, "%s: cannot be read", path);
+  bytes_p->resize(size);
+  if (!file.read(bytes_p->data(), (std::streamsize)size)) return SPT_FAIL(SPT_ERR_DATA, "%s: cannot be read", path);
+  return SPT_OK;
+}
+
+spt_status load_model(const char *path, spt_tokenizer *tokenizer) {
+  std::string bytes;
+  SPT_TRY(read_model(path, &bytes));
   tokenizer->processor = std::make_unique<sentencepiece::SentencePieceProcessor>();
   const auto loaded = tokenizer->processor->LoadFromSerializedProto(bytes);
   if (!loaded.ok() || tokenizer->processor->GetPieceSize() < 1)

@@ -1,8 +1,8 @@
-/* Runs a fuzzer without libFuzzer: mutates its seeds, each input a function of the printed seed and the execution's number.
- *   fuzz_X [--runs N | --seconds N] [--seed K] [--from N]   mutated seeds; the first executions are the seeds themselves
- *   fuzz_X --write-seeds FOLDER                             the seeds as files
- *   fuzz_X FILE...                                          these inputs
- * An input that crashes, or takes more than HANG_SECONDS of processor time, is left as crash-<execution> in the working folder. */
+/* Runs a fuzzer without libFuzzer: mutates its seeds, each input a function of the printed seed and the execution's
+ * number. fuzz_X [--runs N | --seconds N] [--seed K] [--from N]   mutated seeds; the first executions are the seeds
+ * themselves fuzz_X --write-seeds FOLDER                             the seeds as files fuzz_X FILE... these inputs An
+ * input that crashes, or takes more than HANG_SECONDS of processor time, is left as crash-<execution> in the working
+ * folder. */
 #include "fuzz.h"
 
 #include <errno.h>
@@ -64,8 +64,27 @@ static size_t insert_some(uint8_t *data, size_t size, size_t most) {
 
 /* Integers at the edges, in 1, 2, 4 or 8 bytes. */
 static void put_edge(uint8_t *data, size_t size) {
-  static const uint64_t edges[] = {0, 1, 2, 7, 8, 127, 128, 255, 256, 65535, 65536, UINT64_C(1) << 31, UINT64_C(1) << 32, UINT64_C(1) << 56, UINT64_C(1) << 62,
-                                   UINT64_MAX / 2, UINT64_MAX / 8, UINT64_MAX / 4 + 1, UINT64_MAX - 7, UINT64_MAX - 1, UINT64_MAX};
+  static const uint64_t edges[] = {0,
+                                   1,
+                                   2,
+                                   7,
+                                   8,
+                                   127,
+                                   128,
+                                   255,
+                                   256,
+                                   65535,
+                                   65536,
+                                   UINT64_C(1) << 31,
+                                   UINT64_C(1) << 32,
+                                   UINT64_C(1) << 56,
+                                   UINT64_C(1) << 62,
+                                   UINT64_MAX / 2,
+                                   UINT64_MAX / 8,
+                                   UINT64_MAX / 4 + 1,
+                                   UINT64_MAX - 7,
+                                   UINT64_MAX - 1,
+                                   UINT64_MAX};
   const size_t width = (size_t)1 << below(4);
   if (size < width) return;
   const size_t at = below(size - width + 1);
@@ -233,12 +252,18 @@ int main(int argc, char **argv) {
   int at = 1;
   for (; at + 1 < argc && strncmp(argv[at], "--", 2) == 0; at += 2) {
     const char *value = argv[at + 1];
-    if (strcmp(argv[at], "--runs") == 0) runs = strtoull(value, NULL, 10);
-    else if (strcmp(argv[at], "--seconds") == 0) seconds = atof(value), runs = UINT64_MAX;
-    else if (strcmp(argv[at], "--seed") == 0) seed = strtoull(value, NULL, 10);
-    else if (strcmp(argv[at], "--from") == 0) from = strtoull(value, NULL, 10);
-    else if (strcmp(argv[at], "--write-seeds") == 0) folder = value;
-    else return fprintf(stderr, "unknown option %s\n", argv[at]), 2;
+    if (strcmp(argv[at], "--runs") == 0)
+      runs = strtoull(value, NULL, 10);
+    else if (strcmp(argv[at], "--seconds") == 0)
+      seconds = atof(value), runs = UINT64_MAX;
+    else if (strcmp(argv[at], "--seed") == 0)
+      seed = strtoull(value, NULL, 10);
+    else if (strcmp(argv[at], "--from") == 0)
+      from = strtoull(value, NULL, 10);
+    else if (strcmp(argv[at], "--write-seeds") == 0)
+      folder = value;
+    else
+      return fprintf(stderr, "unknown option %s\n", argv[at]), 2;
   }
   watch();
   if (at < argc) {

@@ -10,16 +10,16 @@
 
 typedef enum {
   WHOLE,
-  LONG_LOSS,       /* the best loss is a list: read into one double it would overrun it */
+  LONG_LOSS, /* the best loss is a list: read into one double it would overrun it */
   TEXT_LOSS,
-  JOB_LINK,        /* /job in another file */
+  JOB_LINK, /* /job in another file */
   JOB_LISTS,
-  JOB_HUGE,        /* claims 1 GiB */
+  JOB_HUGE, /* claims 1 GiB */
   SUMS_SOFT_LINK,
   SUMS_SHORT,
   TENSOR_SOFT_LINK,
-  TENSOR_TWICE,    /* two names for one tensor */
-  TENSOR_EXTRA,    /* one that the table does not list */
+  TENSOR_TWICE, /* two names for one tensor */
+  TENSOR_EXTRA, /* one that the table does not list */
   TENSOR_LONG_NAME,
   TENSOR_TURNED,   /* as double, half as wide */
   TENSOR_OVERFLOW, /* rows · cols · 4 is right modulo 2^64 */
@@ -126,8 +126,10 @@ static void trick_tensors(hid_t file, trick kind) {
   snprintf(name, sizeof name, "/model/%0250d", 7);
   if (kind == SUMS_SOFT_LINK || kind == SUMS_SHORT) {
     made = H5Lmove(file, "checksums", file, "sums", H5P_DEFAULT, H5P_DEFAULT);
-    if (kind == SUMS_SHORT) put_set(file, "checksums", H5T_STD_U64LE, 1, &few, true);
-    else H5Lcreate_soft("/sums", file, "checksums", H5P_DEFAULT, H5P_DEFAULT);
+    if (kind == SUMS_SHORT)
+      put_set(file, "checksums", H5T_STD_U64LE, 1, &few, true);
+    else
+      H5Lcreate_soft("/sums", file, "checksums", H5P_DEFAULT, H5P_DEFAULT);
   }
   if (kind == TENSOR_SOFT_LINK) {
     made = H5Lmove(file, "/model/a", file, "/a", H5P_DEFAULT, H5P_DEFAULT);
@@ -149,10 +151,16 @@ static void trick_tensors(hid_t file, trick kind) {
 static void write_honest(const char *path) {
   float values[32];
   for (int i = 0; i < 32; i++) values[i] = (float)i / 3;
-  spt_checkpoint_item items[] = {{.dataset = "/model/a", .rows = 5, .cols = 4, .end = 20, .values = values},
-                                 {.dataset = "/optimizer/a/momentum", .rows = 4, .cols = 3, .end = 12, .values = values}};
-  const spt_checkpoint_header header = {.step = 3, .tokens = 300, .applied_updates = 3, .rank_count = 1,
-                                        .best_validation_loss = NAN, .config_sha256 = "aa", .data_fingerprint = "bb"};
+  spt_checkpoint_item items[] = {
+      {.dataset = "/model/a", .rows = 5, .cols = 4, .end = 20, .values = values},
+      {.dataset = "/optimizer/a/momentum", .rows = 4, .cols = 3, .end = 12, .values = values}};
+  const spt_checkpoint_header header = {.step = 3,
+                                        .tokens = 300,
+                                        .applied_updates = 3,
+                                        .rank_count = 1,
+                                        .best_validation_loss = NAN,
+                                        .config_sha256 = "aa",
+                                        .data_fingerprint = "bb"};
   spt_checkpoint_layout layout = {.extents = (spt_extent[2]){{0, 0}}};
   spt_status status = spt_checkpoint_lay_out(path, items, 2, &header, "[run]\nname = \"x\"\n", &layout);
   int fd = -1;

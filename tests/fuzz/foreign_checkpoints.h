@@ -1,4 +1,5 @@
-/* Checkpoints with our seal that our program did not write: a whole one, and every trick that a sealed file can play. */
+/* Checkpoints with our seal that our program did not write: a whole one, and every trick that a sealed file can play.
+ */
 #ifndef SPT_FOREIGN_CHECKPOINTS_H
 #define SPT_FOREIGN_CHECKPOINTS_H
 

@@ -1,4 +1,5 @@
-/* foreign_files shard|checkpoint NAME FILE: writes the file of that name (foreign_shards.c, foreign_checkpoints.c), for tests in shell. */
+/* foreign_files shard|checkpoint NAME FILE: writes the file of that name (foreign_shards.c, foreign_checkpoints.c), for
+ * tests in shell. */
 #include "foreign_checkpoints.h"
 #include "foreign_shards.h"
 

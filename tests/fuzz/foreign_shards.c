@@ -98,7 +98,8 @@ static void put_int(hid_t file, const oddity *o, const char *name, int64_t value
   const hid_t attribute = H5Acreate2(file, name, real ? H5T_IEEE_F64LE : type, space, H5P_DEFAULT, H5P_DEFAULT);
   check(attribute >= 0, name);
   if (o->attributes != NO_SPACE)
-    check(H5Awrite(attribute, real ? H5T_NATIVE_DOUBLE : H5T_NATIVE_INT64, real ? (const void *)&number : values) >= 0, name);
+    check(H5Awrite(attribute, real ? H5T_NATIVE_DOUBLE : H5T_NATIVE_INT64, real ? (const void *)&number : values) >= 0,
+          name);
   H5Aclose(attribute);
   H5Sclose(space);
   H5Tclose(type);
@@ -172,7 +173,8 @@ static hid_t make_type(hid_t file, const oddity *o) {
 }
 
 static hid_t make_space(const oddity *o) {
-  const hsize_t line = FOREIGN_TOKENS, plane[2] = {FOREIGN_TOKENS / 2, 2}, endless = (hsize_t)1 << 50, overflow = ((hsize_t)1 << 63) - 8;
+  const hsize_t line = FOREIGN_TOKENS, plane[2] = {FOREIGN_TOKENS / 2, 2}, endless = (hsize_t)1 << 50,
+                overflow = ((hsize_t)1 << 63) - 8;
   switch (o->shape) {
   case PLANE: return H5Screate_simple(2, plane, NULL);
   case POINT: return H5Screate(H5S_SCALAR);
@@ -186,8 +188,8 @@ static hid_t make_space(const oddity *o) {
 static hid_t make_plan(const oddity *o, const char *other) {
   const hid_t plan = H5Pcreate(H5P_DATASET_CREATE);
   const hsize_t chunk = 100, whole = FOREIGN_TOKENS;
-  const bool chunked = o->storage == CHUNKED || o->storage == DEFLATED || o->storage == SUMMED || o->storage == SCALED ||
-                       o->storage == MISSING_CHUNK;
+  const bool chunked = o->storage == CHUNKED || o->storage == DEFLATED || o->storage == SUMMED ||
+                       o->storage == SCALED || o->storage == MISSING_CHUNK;
   if (chunked) H5Pset_chunk(plan, 1, &chunk);
   if (o->storage == DEFLATED) H5Pset_shuffle(plan), H5Pset_deflate(plan, 6);
   if (o->storage == SUMMED) H5Pset_fletcher32(plan);

@@ -1,5 +1,6 @@
-/* A fuzzer a loader: fuzz_<loader>.c defines these, with libFuzzer's names, and runs under libFuzzer (clang, tests/fuzz/run.sh) or under
- * driver.c (any compiler, the test suite). A defect is a crash, a sanitizer's report, a hang, or a failed FUZZ_CHECK. */
+/* A fuzzer a loader: fuzz_<loader>.c defines these, with libFuzzer's names, and runs under libFuzzer (clang,
+ * tests/fuzz/run.sh) or under driver.c (any compiler, the test suite). A defect is a crash, a sanitizer's report, a
+ * hang, or a failed FUZZ_CHECK. */
 #ifndef SPT_FUZZ_H
 #define SPT_FUZZ_H
 
@@ -12,7 +13,8 @@ extern "C" {
 
 /* One execution of the loader on these bytes. */
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-/* Changes `data` (`size` of at most `most` bytes) in place and returns its new size. The mutations of the library or of driver.c. */
+/* Changes `data` (`size` of at most `most` bytes) in place and returns its new size. The mutations of the library or of
+ * driver.c. */
 size_t LLVMFuzzerMutate(uint8_t *data, size_t size, size_t most);
 /* The same, knowing the format: what is changed most, and whose checksums are made good again. */
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t most, unsigned int seed);

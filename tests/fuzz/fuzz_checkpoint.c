@@ -1,4 +1,5 @@
-/* Checkpoints: open, every dataset, verify. Mutations get a new seal (7 of 8), and so reach what HDF5 says of the file. */
+/* Checkpoints: open, every dataset, verify. Mutations get a new seal (7 of 8), and so reach what HDF5 says of the file.
+ */
 #include "fuzz_file.h"
 
 #include "foreign_checkpoints.h"

@@ -16,7 +16,8 @@ static inline void fuzz_write(int file, const void *bytes, size_t count) {
   FUZZ_CHECK(count == 0 || pwrite(file, bytes, count, 0) == (ssize_t)count, "a temporary file cannot be written");
 }
 
-/* A temporary file that holds `data`; its path goes to `path`. Not memfd_create's: HDF5 wants a name that leads somewhere. */
+/* A temporary file that holds `data`; its path goes to `path`. Not memfd_create's: HDF5 wants a name that leads
+ * somewhere. */
 static inline int fuzz_file(const uint8_t *data, size_t size, char path[64]) {
   snprintf(path, 64, "%s/spt-fuzz-XXXXXX", access("/dev/shm", W_OK) == 0 ? "/dev/shm" : "/tmp");
   const int file = mkostemp(path, O_CLOEXEC);
@@ -46,13 +47,11 @@ static inline void fuzz_add_file(const char *path, fuzz_add add, void *context) 
 }
 
 /* How executions ended: said at the end, so that one sees how far inside the inputs came. */
-static struct {
-  long accepted, refused, crashes, hangs; /* the last two: of HDF5, in a reader process */
-} fuzz_counts;
+static struct { long accepted, refused, crashes, hangs; /* the last two: of HDF5, in a reader process */ } fuzz_counts;
 
 static inline void fuzz_print_counts(void) {
-  printf("accepted: %ld, refused: %ld, of these crashes of HDF5 contained: %ld, hangs: %ld\n",
-         fuzz_counts.accepted, fuzz_counts.refused, fuzz_counts.crashes, fuzz_counts.hangs);
+  printf("accepted: %ld, refused: %ld, of these crashes of HDF5 contained: %ld, hangs: %ld\n", fuzz_counts.accepted,
+         fuzz_counts.refused, fuzz_counts.crashes, fuzz_counts.hangs);
 }
 
 /* A loader accepts, or says in one line that the data is bad; it never runs out of a resource, as inputs are small. */

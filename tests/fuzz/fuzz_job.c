@@ -1,4 +1,5 @@
-/* Job files, and (behind a line "--set") what the command line sets. What is accepted must print and parse back to the same. */
+/* Job files, and (behind a line "--set") what the command line sets. What is accepted must print and parse back to the
+ * same. */
 #include "fuzz_file.h"
 
 #include "io/job_toml.h"
@@ -6,7 +7,8 @@
 enum { SETS_MAX = 8 };
 static const char marker[] = "\n--set\n";
 
-static void refuse_difference(void *context, const char *key, const char *before, const char *after, spt_job_change change) {
+static void refuse_difference(void *context, const char *key, const char *before, const char *after,
+                              spt_job_change change) {
   (void)context, (void)change;
   FUZZ_CHECK(false, "%s: %s printed and parsed is %s", key, before, after);
 }
@@ -51,9 +53,38 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
 
 /* Besides bytes: whole lines of this input or pieces of a number are put elsewhere. */
 size_t LLVMFuzzerCustomMutator(uint8_t *data, size_t size, size_t most, unsigned seed) {
-  static const char *const words[] = {"[", "]", "[[", "]]", "=", "\"", "\"\"\"", "'''", "{", "}", ",", "\\u0000", "\\UFFFFFFFF", "1e999", "-0", "nan", "inf",
-                                      "9223372036854775807", "-9223372036854775808", "0x7fffffffffffffff", "1979-05-27T07:32:00Z", "\n--set\n", "model.", "a.b.c",
-                                      "\xff", "\xef\xbb\xbf", "preset = \"S\"\n", "tokens = 1e3\n", "rank_ratio = 1e-300\n", "[optimizer.adamw]\n", "#", "\r\n"};
+  static const char *const words[] = {"[",
+                                      "]",
+                                      "[[",
+                                      "]]",
+                                      "=",
+                                      "\"",
+                                      "\"\"\"",
+                                      "'''",
+                                      "{",
+                                      "}",
+                                      ",",
+                                      "\\u0000",
+                                      "\\UFFFFFFFF",
+                                      "1e999",
+                                      "-0",
+                                      "nan",
+                                      "inf",
+                                      "9223372036854775807",
+                                      "-9223372036854775808",
+                                      "0x7fffffffffffffff",
+                                      "1979-05-27T07:32:00Z",
+                                      "\n--set\n",
+                                      "model.",
+                                      "a.b.c",
+                                      "\xff",
+                                      "\xef\xbb\xbf",
+                                      "preset = \"S\"\n",
+                                      "tokens = 1e3\n",
+                                      "rank_ratio = 1e-300\n",
+                                      "[optimizer.adamw]\n",
+                                      "#",
+                                      "\r\n"};
   if (seed % 3) return LLVMFuzzerMutate(data, size, most);
   const char *word = words[(seed >> 2) % (sizeof words / sizeof *words)];
   const size_t length = strlen(word), at = size ? (seed >> 8) % size : 0;
@@ -77,10 +108,15 @@ void fuzz_seeds(const char *folder, fuzz_add add, void *context) {
     snprintf(path, sizeof path, "%s/%s", root, files[i]);
     fuzz_add_file(path, add, context);
   }
-  add_text("[model]\npreset = \"60M\"\n[schedule]\ntokens = 1000000\n[data]\ntrain = [\"a*.h5\", \"/b/c.h5\"]\n", add, context);
-  add_text("[model]\nhidden = 64\nlayers = 2\nheads = 4\nvocab = 257\nseq_len = 32\nrank_ratio = 0.27\n[schedule]\nsteps = 20\n[batch]\nsequences = 24\n", add,
+  add_text("[model]\npreset = \"60M\"\n[schedule]\ntokens = 1000000\n[data]\ntrain = [\"a*.h5\", \"/b/c.h5\"]\n", add,
            context);
-  add_text("\n--set\nmodel.preset=S\nschedule.steps=10\noptimizer.lr=0.02\ndata.train=x-*.h5\nrun.name=a b", add, context);
-  add_text("[schedule]\nsteps = 5\n\n--set\nrun.output=\"/x\"\ndevice.backend=cpu\ncheckpoint.resume=true\nschedule.tokens=1e6", add, context);
+  add_text("[model]\nhidden = 64\nlayers = 2\nheads = 4\nvocab = 257\nseq_len = 32\nrank_ratio = "
+           "0.27\n[schedule]\nsteps = 20\n[batch]\nsequences = 24\n",
+           add, context);
+  add_text("\n--set\nmodel.preset=S\nschedule.steps=10\noptimizer.lr=0.02\ndata.train=x-*.h5\nrun.name=a b", add,
+           context);
+  add_text("[schedule]\nsteps = "
+           "5\n\n--set\nrun.output=\"/x\"\ndevice.backend=cpu\ncheckpoint.resume=true\nschedule.tokens=1e6",
+           add, context);
   add_text("model = {hidden = 64, layers = 2}\nschedule.steps = 1\n", add, context);
 }

@@ -1,4 +1,5 @@
-/* Token shards, sealed and not. Mutations of a sealed file get a new seal (7 of 8): without it they would only try the checksum. */
+/* Token shards, sealed and not. Mutations of a sealed file get a new seal (7 of 8): without it they would only try the
+ * checksum. */
 #include "fuzz_file.h"
 
 #include "foreign_shards.h"
@@ -69,8 +70,11 @@ void fuzz_seeds(const char *folder, fuzz_add add, void *context) {
   FUZZ_CHECK(spt_hdf5_process_start() == SPT_OK, "%s", spt_error_message());
   snprintf(path, sizeof path, "%s/ours.h5", folder);
   for (int wide = 0; wide < 2; wide++) {
-    const spt_token_writer_options options = {
-        .vocab_size = wide ? 70000 : 300, .eos_id = 256, .tokenizer = "fixture", .tokenizer_sha256 = "0123", .source = "x"};
+    const spt_token_writer_options options = {.vocab_size = wide ? 70000 : 300,
+                                              .eos_id = 256,
+                                              .tokenizer = "fixture",
+                                              .tokenizer_sha256 = "0123",
+                                              .source = "x"};
     const uint32_t ids[] = {1, 2, 3, 250, 256};
     spt_token_writer *writer;
     spt_status status = spt_token_writer_open(path, &options, true, &writer);

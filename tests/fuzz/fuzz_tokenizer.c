@@ -1,4 +1,5 @@
-/* SentencePiece models: open, encode, decode. What is accepted must encode any text into its own vocabulary, the same each time. */
+/* SentencePiece models: open, encode, decode. What is accepted must encode any text into its own vocabulary, the same
+ * each time. */
 #include "fuzz_file.h"
 
 #include "io/tokenizer.h"
@@ -8,11 +9,14 @@ static void try_text(const spt_tokenizer *tokenizer, const char *text, size_t by
   size_t capacity[2] = {0, 0}, count[2] = {0, 0};
   char *back = NULL;
   const int64_t vocab = spt_tokenizer_vocab_size(tokenizer);
-  for (int i = 0; i < 2 && *status_p == SPT_OK; i++) *status_p = spt_tokenizer_encode(tokenizer, text, bytes, &ids[i], &capacity[i], &count[i]);
+  for (int i = 0; i < 2 && *status_p == SPT_OK; i++)
+    *status_p = spt_tokenizer_encode(tokenizer, text, bytes, &ids[i], &capacity[i], &count[i]);
   if (*status_p == SPT_OK) {
     FUZZ_CHECK(count[0] >= 1 && ids[0][count[0] - 1] == (uint64_t)spt_tokenizer_eos(tokenizer), "no end of document");
-    FUZZ_CHECK(count[0] == count[1] && memcmp(ids[0], ids[1], count[0] * sizeof **ids) == 0, "encoded twice, it differs");
-    for (size_t i = 0; i < count[0]; i++) FUZZ_CHECK(ids[0][i] < (uint64_t)vocab, "token %u of %lld", ids[0][i], (long long)vocab);
+    FUZZ_CHECK(count[0] == count[1] && memcmp(ids[0], ids[1], count[0] * sizeof **ids) == 0,
+               "encoded twice, it differs");
+    for (size_t i = 0; i < count[0]; i++)
+      FUZZ_CHECK(ids[0][i] < (uint64_t)vocab, "token %u of %lld", ids[0][i], (long long)vocab);
     *status_p = spt_tokenizer_decode(tokenizer, ids[0], count[0], &back);
   }
   free(back);
@@ -21,7 +25,8 @@ static void try_text(const spt_tokenizer *tokenizer, const char *text, size_t by
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
-  static const char *const texts[] = {"", " ", "the cat  sat\non 123 mats.", "\xC3\xA9\xE2\x96\x81x \xFF\xFE", "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"};
+  static const char *const texts[] = {"", " ", "the cat  sat\non 123 mats.", "\xC3\xA9\xE2\x96\x81x \xFF\xFE",
+                                      "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"};
   char path[64];
   setenv("SPT_TEST_READER_SECONDS", "2", 0);
   const int bytes = fuzz_file(data, size, path);
@@ -30,7 +35,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   spt_status status = spt_tokenizer_open(path, &tokenizer);
   FUZZ_CHECK((status == SPT_OK) == (tokenizer != NULL), "a tokenizer with status %d", (int)status);
   if (status == SPT_OK) {
-    FUZZ_CHECK(spt_tokenizer_vocab_size(tokenizer) > spt_tokenizer_eos(tokenizer) && spt_tokenizer_eos(tokenizer) >= 0, "end of document");
+    FUZZ_CHECK(spt_tokenizer_vocab_size(tokenizer) > spt_tokenizer_eos(tokenizer) && spt_tokenizer_eos(tokenizer) >= 0,
+               "end of document");
     for (size_t i = 0; i < sizeof texts / sizeof *texts; i++) try_text(tokenizer, texts[i], strlen(texts[i]), &status);
     spt_tokenizer_close(&tokenizer);
   }

@@ -38,6 +38,7 @@ our_reports() {
     for report in "$1"/report.*; do
         [ -f "$report" ] || continue
         if grep -q 'runtime error' "$report"; then echo "$report"; continue; fi
+        grep -q 'ERROR: ' "$report" || continue # a warning: HDF5 asked for more memory than there is, and was told so
         first=$(grep -m 1 -E '^ *#[0-9]+ .*(/src/(io|core|dist)/[a-z0-9_]+\.[ch]|/tests/fuzz/[a-z0-9_]+\.[ch]:|libhdf5)' "$report" || true)
         case $first in *libhdf5*) ;; *) echo "$report" ;; esac
     done
@@ -56,7 +57,7 @@ for name in $names; do
     cd "$found"
     export ASAN_OPTIONS="log_path=$found/report:detect_leaks=1:allocator_may_return_null=1" UBSAN_OPTIONS="print_stacktrace=1:log_path=$found/report"
     if [ $kind = libfuzzer ]; then
-        "$build/tests/fuzz/libfuzzer_$name" -max_total_time=$share -max_len=65536 -timeout=60 -rss_limit_mb=4096 "$build/corpus/$name" "$build/seeds/$name" \
+        "$build/tests/fuzz/libfuzzer_$name" -max_total_time=$share -max_len=65536 -timeout=60 -malloc_limit_mb=256 -rss_limit_mb=4096 "$build/corpus/$name" "$build/seeds/$name" \
             >log 2>&1 || defect=1
         executions=$(sed -n 's/^Done \([0-9]*\) runs.*/\1/p' log)
         crashes=$(find . -name 'crash-*' -o -name 'leak-*' -o -name 'oom-*' | wc -l)
