@@ -166,7 +166,10 @@ static spt_status hello(const site_options *o, const site_rank *own, int rank, i
   site_rank *ranks = NULL;
   int *node_of = malloc((size_t)size * sizeof *node_of);
   spt_status status = node_of ? share_ranks(own, size, &ranks) : SPT_FAIL(SPT_ERR_RESOURCE, "out of memory");
-  if (status == SPT_OK && rank == 0) printf("%d ranks on %d nodes\n", size, site_number_nodes(ranks, size, node_of));
+  if (status == SPT_OK && rank == 0) {
+    const int nodes = site_number_nodes(ranks, size, node_of);
+    printf("%d rank%s on %d node%s\n", size, size == 1 ? "" : "s", nodes, nodes == 1 ? "" : "s");
+  }
   free(ranks);
   free(node_of);
   return status;

@@ -159,7 +159,7 @@ void site_judge_binding(site_report *report, const site_wish *wish, const site_r
     if (is_first) node_findings += judge_node_cpus(report, ranks, size, i);
   }
   if (found + node_findings == 0)
-    site_say(report, SITE_OK, "binding", "%d ranks of %d to %d threads, each with CPUs of its own", size, least, most);
+    site_say(report, SITE_OK, "binding", "ranks %d, threads %d to %d, each rank with CPUs of its own", size, least, most);
 }
 
 /* ---- GPUs ---- */
@@ -325,8 +325,8 @@ static int judge_units(site_report *report, const char (*names)[SITE_NAME_MAX], 
 }
 
 /* Single slow links between nodes that are fine. */
-static int judge_pairs(site_report *report, const char (*names)[SITE_NAME_MAX], const site_link *links, int count,
-                       bool latency, const bool *slow) {
+static int judge_pairs(site_report *report, const char (*names)[SITE_NAME_MAX], bool rank_units, const site_link *links,
+                       int count, bool latency, const bool *slow) {
   double *values = malloc(((size_t)count + 1) * sizeof *values);
   int n = 0, found = 0;
   if (!values) return 0;
@@ -339,8 +339,9 @@ static int judge_pairs(site_report *report, const char (*names)[SITE_NAME_MAX], 
     char own[48], usual[48];
     print_goodness(own, value, latency);
     print_goodness(usual, median, latency);
-    site_say(report, SITE_WARN, "link", "%s and %s: %s, the median of links is %s; set --exclude for one of them, or --switches=1",
-             names[links[i].a], names[links[i].b], own, usual);
+    site_say(report, SITE_WARN, "link", "%s and %s: %s, the median of links is %s; %s", names[links[i].a],
+             names[links[i].b], own, usual,
+             rank_units ? "see their binding, and what else runs there" : "set --exclude for one of them, or --switches=1");
     found++;
   }
   free(values);
@@ -359,7 +360,7 @@ void site_judge_links(site_report *report, const char (*names)[SITE_NAME_MAX], i
     int found = 0;
     for (int latency = 0; latency < 2; latency++)
       found += judge_units(report, names, units, rank_units, links, count, latency, slow);
-    for (int latency = 0; latency < 2; latency++) found += judge_pairs(report, names, links, count, latency, slow);
+    for (int latency = 0; latency < 2; latency++) found += judge_pairs(report, names, rank_units, links, count, latency, slow);
     for (int i = 0; i < count; i++) values[i] = links[i].latency;
     const double latency = site_median(values, count);
     for (int i = 0; i < count; i++) values[i] = links[i].bandwidth;

@@ -47,7 +47,8 @@ static spt_status spawn(const char *const *words, const char *log, pid_t *pid_p)
                   words[0], strerror(error));
 }
 
-static void set_environment(void) {
+/* What killed ranks leave behind, Open MPI's session and shared memory, lies in `folder` and goes with it. */
+static void set_environment(const char *folder) {
   static const char *const pairs[][2] = {
       {"OMPI_MCA_mpi_yield_when_idle", "1"}, // waiting ranks leave the processors to the others
       {"OMPI_MCA_btl_vader_single_copy_mechanism", "none"}, // containers forbid process_vm_readv, with a warning
@@ -55,6 +56,9 @@ static void set_environment(void) {
       {"OMP_NUM_THREADS", "1"},
   };
   for (size_t i = 0; i < sizeof pairs / sizeof *pairs; i++) setenv(pairs[i][0], pairs[i][1], 0);
+  static const char *const folders[] = {"TMPDIR", "OMPI_MCA_btl_vader_backing_directory",
+                                        "OMPI_MCA_btl_sm_backing_directory"};
+  for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) setenv(folders[i], folder, 1);
   if (geteuid() != 0) return;
   setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 0);
   setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 0);
@@ -65,7 +69,7 @@ spt_status rehearsal_launcher_find(const char *folder, rehearsal_launcher *launc
   *launcher_p = (rehearsal_launcher){.program = given && *given ? given : "mpirun"};
   if (prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0)
     return SPT_FAIL(SPT_ERR_RESOURCE, "cannot become the parent of orphaned ranks: %s", strerror(errno));
-  set_environment();
+  set_environment(folder);
   char log[SPT_PATH_MAX], text[256] = "";
   const char *const words[] = {launcher_p->program, "--version", NULL};
   pid_t pid;

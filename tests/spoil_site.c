@@ -1,5 +1,5 @@
 /* Preloaded into a program: the faults of a site. On the node of Slurm's name SPT_SLOW_NODE messages and fsync are slow;
- * with SPT_FAIL_SYNC every fsync of a file that ends in .part fails, as on a file system that is gone. */
+ * with SPT_FAIL_SYNC every fsync of a checkpoint fails, as on a file system that is gone. */
 #include <errno.h>
 #include <mpi.h>
 #include <stdbool.h>
@@ -16,15 +16,16 @@ static void delay(long milliseconds) {
     nanosleep(&(struct timespec){.tv_sec = milliseconds / 1000, .tv_nsec = milliseconds % 1000 * 1000000}, NULL);
 }
 
-static bool is_part(int fd) {
+static bool is_checkpoint(int fd) {
   char link[64], path[1024];
   snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
-  const ssize_t length = readlink(link, path, sizeof path);
-  return length > 5 && strncmp(path + length - 5, ".part", 5) == 0;
+  const ssize_t length = readlink(link, path, sizeof path - 1);
+  path[length > 0 ? length : 0] = '\0';
+  return strstr(path, "/checkpoints/") != NULL;
 }
 
 int fsync(int fd) {
-  if (getenv("SPT_FAIL_SYNC") && is_part(fd)) {
+  if (getenv("SPT_FAIL_SYNC") && is_checkpoint(fd)) {
     errno = EIO;
     return -1;
   }
