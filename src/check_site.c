@@ -19,7 +19,8 @@ static const char help[] =
     "  --slurm               name Slurm's settings in remedies\n"
     "  --gpus                every rank must have a GPU of its own\n"
     "  --hello N             only say whether N ranks found each other\n\n"
-    "Prints one finding a line: OK, WARN or FAIL, what, where, and what to set. Exit codes: 0 measured, whatever was found\n"
+    "Prints one finding a line: OK, WARN or FAIL, what, where, and what to set. Exit codes: 0 measured, whatever was "
+    "found\n"
     "· 2 bad usage · 5 MPI or another resource failed.\n"
     "Example: mpirun -np 4 --bind-to none spectron-check-site --folder runs\n";
 
@@ -40,9 +41,10 @@ static spt_status read_number(const char *option, const char *text, int *value_p
 }
 
 static spt_status read_options(int argc, char **argv, site_options *o) {
-  static const struct option table[] = {{"folder", 1, NULL, 'f'}, {"tag", 1, NULL, 't'},   {"threads", 1, NULL, 'n'},
-                                        {"cpus-per-task", 1, NULL, 'c'}, {"slurm", 0, NULL, 's'}, {"gpus", 0, NULL, 'g'},
-                                        {"hello", 1, NULL, 'h'},  {"help", 0, NULL, '?' + 256}, {NULL, 0, NULL, 0}};
+  static const struct option table[] = {
+      {"folder", 1, NULL, 'f'},        {"tag", 1, NULL, 't'},        {"threads", 1, NULL, 'n'},
+      {"cpus-per-task", 1, NULL, 'c'}, {"slurm", 0, NULL, 's'},      {"gpus", 0, NULL, 'g'},
+      {"hello", 1, NULL, 'h'},         {"help", 0, NULL, '?' + 256}, {NULL, 0, NULL, 0}};
   *o = (site_options){.folder = ".", .tag = "probe"};
   opterr = 0;
   for (int choice, index = 0; (choice = getopt_long(argc, argv, ":", table, &index)) != -1;) {
@@ -55,8 +57,9 @@ static spt_status read_options(int argc, char **argv, site_options *o) {
     case 's': o->wish.slurm = true; break;
     case 'g': o->wish.gpus_matter = true; break;
     case '?' + 256: o->help = true; return SPT_OK;
-    default: return SPT_FAIL(SPT_ERR_USAGE, "%s: %s; see spectron-check-site --help", argv[optind - 1],
-                             choice == ':' ? "a value is missing" : "unknown option");
+    default:
+      return SPT_FAIL(SPT_ERR_USAGE, "%s: %s; see spectron-check-site --help", argv[optind - 1],
+                      choice == ':' ? "a value is missing" : "unknown option");
     }
   }
   if (optind < argc) return SPT_FAIL(SPT_ERR_USAGE, "%s: unknown word; see spectron-check-site --help", argv[optind]);
@@ -161,7 +164,8 @@ static spt_status measure(const site_options *o, site_rank *own, int rank, int s
 /* Ranks that were started without knowing of each other are each alone, and each say so. */
 static spt_status hello(const site_options *o, const site_rank *own, int rank, int size) {
   if (size != o->hello)
-    return SPT_FAIL(SPT_ERR_RESOURCE, "%d ranks were started, but MPI tells a rank of %d: this launcher and MPI do not know each other",
+    return SPT_FAIL(SPT_ERR_RESOURCE,
+                    "%d ranks were started, but MPI tells a rank of %d: this launcher and MPI do not know each other",
                     o->hello, size);
   site_rank *ranks = NULL;
   int *node_of = malloc((size_t)size * sizeof *node_of);
@@ -189,7 +193,8 @@ int main(int argc, char **argv) {
   if (o.help) return fputs(help, stdout), 0;
   site_rank_look(&o.wish, &own);
   int rank = 0, size = 0;
-  if (MPI_Init(&argc, &argv) != MPI_SUCCESS || MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN) != MPI_SUCCESS ||
+  if (MPI_Init(&argc, &argv) != MPI_SUCCESS ||
+      MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN) != MPI_SUCCESS ||
       MPI_Comm_rank(MPI_COMM_WORLD, &rank) != MPI_SUCCESS || MPI_Comm_size(MPI_COMM_WORLD, &size) != MPI_SUCCESS)
     return leave(SPT_FAIL(SPT_ERR_RESOURCE, "MPI cannot be started; see the launcher's messages"));
   status = o.hello ? hello(&o, &own, rank, size) : measure(&o, &own, rank, size);

@@ -1,6 +1,6 @@
 /* spectron-check-site: what a site's nodes, links and output file system do, measured in about a minute before the first
  * real job. check_site_ranks.c, _links.c and _files.c gather facts (Collective over MPI_COMM_WORLD); check_site_judge.c
- * turns facts into findings and knows nothing of MPI; check_site.c is the program. */
+ * and _judge_ranks.c turn facts into findings; check_site.c is the program. */
 #ifndef SPT_CHECK_SITE_H
 #define SPT_CHECK_SITE_H
 
@@ -25,6 +25,9 @@ typedef struct site_report {
 /* One line: level, subject, what and where, and after it what to set. */
 void site_say(site_report *report, site_level level, const char *subject, const char *format, ...)
     __attribute__((format(printf, 4, 5)));
+
+/* Whether values[one] (more is better) is below half of the median of the others, which *others_p receives. */
+bool site_is_slow(const double *values, int count, int one, double *others_p);
 
 /* ---- ranks: where they are, what they may use, how fast they compute ---- */
 

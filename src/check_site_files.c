@@ -14,7 +14,16 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { TAG_FILES = 81, TAG_SEEN = 82, TAG_STOP = 83, SYNCS_LEAST = 3, SYNCS_MOST = 100, WRITE_PIECE = 4 << 20, WRITE_MOST = 128 << 20, RENAMES = 200 };
+enum {
+  TAG_FILES = 81,
+  TAG_SEEN = 82,
+  TAG_STOP = 83,
+  SYNCS_LEAST = 3,
+  SYNCS_MOST = 100,
+  WRITE_PIECE = 4 << 20,
+  WRITE_MOST = 128 << 20,
+  RENAMES = 200
+};
 #define SYNC_SECONDS 0.5
 #define WRITE_SECONDS 3.0
 #define RENAME_SECONDS 1.0
@@ -287,13 +296,13 @@ static int remove_entry(const char *path, const struct stat *info, int kind, str
 static spt_status remove_probe(probe *p) {
   SPT_TRY(site_quiet_barrier()); // all have closed their files
   if (p->made_probe) nftw(p->path, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
-  if (p->made_folder && rmdir(p->folder) != 0) {} // not empty: another has put something there
+  if (p->made_folder && rmdir(p->folder) != 0) {
+  } // not empty: another has put something there
   return SPT_OK;
 }
 
 static spt_status collect(const probe *p, const int *leaders, site_files *files) {
-  if (p->self > 0)
-    SITE_MPI_TRY(MPI_Send, p->own, (int)sizeof *p->own, MPI_BYTE, leaders[0], TAG_FILES, MPI_COMM_WORLD);
+  if (p->self > 0) SITE_MPI_TRY(MPI_Send, p->own, (int)sizeof *p->own, MPI_BYTE, leaders[0], TAG_FILES, MPI_COMM_WORLD);
   if (p->self != 0) return SPT_OK;
   files[0] = *p->own;
   for (int i = 1; i < p->count; i++)

@@ -63,7 +63,8 @@ int site_round_partner(int units, int round, int unit) {
   const int places = units + units % 2, turning = places - 1;
   int partner;
   if (unit == turning) {
-    for (partner = 0; partner < turning && (2 * partner - round) % turning != 0; partner++) {}
+    for (partner = 0; partner < turning && (2 * partner - round) % turning != 0; partner++) {
+    }
   } else {
     partner = ((round - unit) % turning + turning) % turning;
     if (partner == unit) partner = turning;

@@ -7,7 +7,8 @@
 #include <string.h>
 #include <unistd.h>
 
-/* The lowest CPU of the core that `cpu` belongs to, which names the core; the CPU itself where the kernel does not say. */
+/* The lowest CPU of the core that `cpu` belongs to, which names the core; the CPU itself where the kernel does not say.
+ */
 static int core_of(int cpu) {
   char path[128];
   int first = cpu;

@@ -1,5 +1,5 @@
-/* What a job costs on a number of ranks, counted without training it: the trainer's dry run and `spectron rehearse` print
- * from here. Local. */
+/* What a job costs on a number of ranks, counted without training it: the trainer's dry run and `spectron rehearse`
+ * print from here. Local. */
 #ifndef SPT_JOB_COST_H
 #define SPT_JOB_COST_H
 

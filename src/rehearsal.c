@@ -10,7 +10,7 @@
 #include <sys/stat.h>
 #include <time.h>
 
-volatile int rehearsal_interrupted;
+volatile sig_atomic_t rehearsal_interrupted;
 
 typedef struct records {
   spt_metric_record *all;
@@ -71,9 +71,8 @@ static void last_words(const rehearsal *r, char words[512]) {
 /* The trainer's own code where it has one of the table. */
 static spt_status failed_with(const rehearsal *r, const char *what, int code) {
   char words[512];
-  const spt_status status = code == SPT_ERR_USAGE || code == SPT_ERR_DATA || code == SPT_ERR_DIVERGED
-                                ? (spt_status)code
-                                : SPT_ERR_RESOURCE;
+  const spt_status status =
+      code == SPT_ERR_USAGE || code == SPT_ERR_DATA || code == SPT_ERR_DIVERGED ? (spt_status)code : SPT_ERR_RESOURCE;
   last_words(r, words);
   return SPT_FAIL(status, "the rehearsal failed: %s ended with exit code %d%s", what, code, words);
 }
@@ -114,7 +113,8 @@ static spt_status wait_for_save(const rehearsal *r, watch *w) {
       if (spt_tool_seconds() - overdue_at > r->patience) {
         char words[512];
         last_words(r, words);
-        return SPT_FAIL(SPT_ERR_RESOURCE, "the rehearsal failed: no checkpoint after %lld steps, one was due every %d%s",
+        return SPT_FAIL(SPT_ERR_RESOURCE,
+                        "the rehearsal failed: no checkpoint after %lld steps, one was due every %d%s",
                         (long long)w->steps, REHEARSAL_SAVE_EVERY, words);
       }
     }

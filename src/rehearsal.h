@@ -6,6 +6,7 @@
 
 #include "job_cost.h"
 
+#include <signal.h>
 #include <sys/types.h>
 
 enum { REHEARSAL_STEPS = 20, REHEARSAL_SAVE_EVERY = 5 };
@@ -54,7 +55,7 @@ typedef struct rehearsal {
 } rehearsal;
 
 /* Set by the handlers of INT, TERM and HUP: the rehearsal ends its processes and returns SPT_STOPPED. */
-extern volatile int rehearsal_interrupted;
+extern volatile sig_atomic_t rehearsal_interrupted;
 
 /* Starts, waits for a save and two steps more, kills, resumes, checks: the resumed run begins with the step after the
  * newest checkpoint, has every step once, repeats the losses bit for bit, exits with 0 and leaves an intact last

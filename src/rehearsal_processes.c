@@ -34,8 +34,8 @@ static spt_status spawn(const char *const *words, const char *log, pid_t *pid_p)
   if (!error) error = posix_spawnattr_setsigdefault(&attributes, &all);
   if (!error) error = posix_spawnattr_setsigmask(&attributes, &none);
   if (!error)
-    error = posix_spawnattr_setflags(&attributes,
-                                     POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK);
+    error =
+        posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGDEF | POSIX_SPAWN_SETSIGMASK);
   // posix_spawnp takes char *const *, and does not write
   if (!error) error = posix_spawnp(pid_p, words[0], &actions, &attributes, (char *const *)(uintptr_t)words, environ);
   posix_spawn_file_actions_destroy(&actions);
@@ -50,7 +50,7 @@ static spt_status spawn(const char *const *words, const char *log, pid_t *pid_p)
 /* What killed ranks leave behind, Open MPI's session and shared memory, lies in `folder` and goes with it. */
 static void set_environment(const char *folder) {
   static const char *const pairs[][2] = {
-      {"OMPI_MCA_mpi_yield_when_idle", "1"}, // waiting ranks leave the processors to the others
+      {"OMPI_MCA_mpi_yield_when_idle", "1"},                // waiting ranks leave the processors to the others
       {"OMPI_MCA_btl_vader_single_copy_mechanism", "none"}, // containers forbid process_vm_readv, with a warning
       {"OMP_WAIT_POLICY", "passive"},
       {"OMP_NUM_THREADS", "1"},
@@ -175,7 +175,8 @@ int rehearsal_kill_all(void) {
     const int found = kill_descendants();
     if (tries == 0) total = found;
     pid_t reaped;
-    while ((reaped = waitpid(-1, NULL, WNOHANG)) > 0) {}
+    while ((reaped = waitpid(-1, NULL, WNOHANG)) > 0) {
+    }
     if (found == 0 && reaped < 0 && errno == ECHILD) break;
     nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
   }

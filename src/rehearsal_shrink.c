@@ -11,7 +11,7 @@
 
 enum {
   LEAST_HIDDEN = 32,
-  BUCKETS = 4,              /* wanted, where the full job has as many */
+  BUCKETS = 4,               /* wanted, where the full job has as many */
   MOST_PARAMETERS = 1500000, /* more buckets are not worth more than this */
   VOCAB = 256,
   SEQ_LEN = 16,
@@ -34,8 +34,8 @@ static spt_status measure(const spt_config *small, int ranks, int64_t *parameter
   spt_params *params = NULL;
   spt_shard_plan *plan = NULL;
   SPT_TRY(spt_params_open(&small->model, &params));
-  const spt_status status = spt_shard_plan_open(&small->model, &small->optimizer, params, ranks,
-                                                small->dist.bucket_mib << 20, &plan);
+  const spt_status status =
+      spt_shard_plan_open(&small->model, &small->optimizer, params, ranks, small->dist.bucket_mib << 20, &plan);
   *parameters_p = params->count;
   *buckets_p = plan ? plan->bucket_count : 0;
   spt_shard_plan_close(&plan);

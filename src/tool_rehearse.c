@@ -17,7 +17,8 @@
 
 static const char help[] =
     "spectron rehearse JOB.toml --ranks N [OPTION]…   tomorrow's job tonight: rehearsed on this machine\n\n"
-    "Starts the job with its width shrunk, on N ranks of this machine and random tokens; lets it save, kills it (SIGKILL), "
+    "Starts the job with its width shrunk, on N ranks of this machine and random tokens; lets it save, kills it "
+    "(SIGKILL), "
     "resumes it\n"
     "up to step 20 and checks that it goes on with the step after the save and loses nothing. 64 ranks take about a "
     "minute on two\n"
@@ -76,7 +77,10 @@ static spt_status read_option(int choice, char **argv, options *o) {
   case 'p': return spt_tool_integer("--patience", optarg, 1, 1000000, &o->patience);
   case 't': return read_time(optarg, &o->time_limit);
   case 'f': return read_positive("--flops-per-second-per-rank", optarg, &o->rate);
-  case 'l': SPT_TRY(read_positive("--link-gb-s", optarg, &o->link)); o->link *= 1e9; return SPT_OK;
+  case 'l':
+    SPT_TRY(read_positive("--link-gb-s", optarg, &o->link));
+    o->link *= 1e9;
+    return SPT_OK;
   case 'o': o->output = optarg; return SPT_OK;
   case 's':
     if (o->set_count == SETS_MAX) return SPT_FAIL(SPT_ERR_USAGE, "rehearse: more than %d --set", SETS_MAX);
@@ -139,11 +143,12 @@ static step_time time_step(const spt_config *config, const job_cost *cost, doubl
   const double tokens = (double)config->batch.sequences * (double)config->model.seq_len, ranks = cost->ranks;
   const double share = (ranks - 1) / ranks / link;
   const spt_comm_counter *traffic = cost->traffic;
-  step_time t = {
-      .compute = (tokens * cost->flops.train_per_token + cost->plan->imbalance * cost->flops.optimizer_step) / ranks / rate,
-      .reduce = share * (2 * (double)traffic[SPT_COLLECTIVE_ALL_REDUCE].bytes +
-                         (double)traffic[SPT_COLLECTIVE_REDUCE_SCATTER].bytes),
-      .gather = share * (double)traffic[SPT_COLLECTIVE_ALL_GATHER].bytes};
+  step_time t = {.compute =
+                     (tokens * cost->flops.train_per_token + cost->plan->imbalance * cost->flops.optimizer_step) /
+                     ranks / rate,
+                 .reduce = share * (2 * (double)traffic[SPT_COLLECTIVE_ALL_REDUCE].bytes +
+                                    (double)traffic[SPT_COLLECTIVE_REDUCE_SCATTER].bytes),
+                 .gather = share * (double)traffic[SPT_COLLECTIVE_ALL_GATHER].bytes};
   if (config->dist.overlap) {
     const double passes = (double)config->batch.sequences / ranks / (double)config->batch.micro;
     t.hidden = fmin(t.reduce, t.compute / passes * 2 / 3); // it begins in the last pass
@@ -178,7 +183,8 @@ static void print_walltime(const spt_config *config, const options *o, const job
   printf("  communication     ");
   print_seconds(step->reduce + step->gather);
   printf(" a step at %g GB/s a rank (--link-gb-s)", o->link / 1e9);
-  if (step->hidden > 0) printf(", %.0f %% of it behind the backward pass", 100 * step->hidden / (step->reduce + step->gather));
+  if (step->hidden > 0)
+    printf(", %.0f %% of it behind the backward pass", 100 * step->hidden / (step->reduce + step->gather));
   printf("\n");
 }
 
@@ -189,8 +195,10 @@ static void print_checkpoints(const spt_config *config, double bytes, double ste
   // a save by the clock comes only where none by steps came before it
   if (seconds > 0 && (every == 0 || seconds < (double)every * step)) saves = 1 + floor(walltime / seconds);
   const double kept = fmin((double)config->checkpoint.keep, saves);
-  printf("checkpoints         %11.1f MiB each, %.0f save%s%s; up to %.4g GiB on disk: %.0f kept, the best, one being written\n",
-         mib(bytes), saves, saves == 1 ? "" : "s", config->data.validation.count > 0 ? " and one for each new best validation" : "",
+  printf("checkpoints         %11.1f MiB each, %.0f save%s%s; up to %.4g GiB on disk: %.0f kept, the best, one being "
+         "written\n",
+         mib(bytes), saves, saves == 1 ? "" : "s",
+         config->data.validation.count > 0 ? " and one for each new best validation" : "",
          mib((kept + 2) * bytes) / 1024, kept);
   double lost = walltime;
   if (every > 0) lost = fmin(lost, (double)every * step);
@@ -285,7 +293,8 @@ static spt_status print_shrunk(const spt_config *full, const job_cost *full_cost
   int same = 0;
   for (int i = 0; i < cost.params->pair_count && spt_method_uses_pairs(full->optimizer.method); i++)
     if (cost.plan->pair_owner[i] == full_cost->plan->pair_owner[i]) same++;
-  printf("rehearsed: hidden %lld for %lld, ffn %lld for %lld, vocab %lld for %lld, sequence %lld for %lld, batch %lld for %lld\n",
+  printf("rehearsed: hidden %lld for %lld, ffn %lld for %lld, vocab %lld for %lld, sequence %lld for %lld, batch %lld "
+         "for %lld\n",
          (long long)small->model.hidden, (long long)full->model.hidden, (long long)small->model.ffn,
          (long long)full->model.ffn, (long long)small->model.vocab, (long long)full->model.vocab,
          (long long)small->model.seq_len, (long long)full->model.seq_len, (long long)small->batch.sequences,
@@ -313,8 +322,10 @@ static spt_status rehearse(const options *o, const spt_config *full, job_cost *c
   SPT_TRY(rehearsal_write_files(&small, r.ranks, folder));
   SPT_TRY(print_shrunk(full, cost, &small, &small_bytes));
   SPT_TRY(rehearsal_run(&r));
-  printf("OK: killed after step %lld with a checkpoint of step %lld; resumed with step %lld, ended with step %lld and exit "
-         "code 0;\n    each step once in metrics.jsonl, %lld made twice with the same loss; last checkpoint intact; %.3g s "
+  printf("OK: killed after step %lld with a checkpoint of step %lld; resumed with step %lld, ended with step %lld and "
+         "exit "
+         "code 0;\n    each step once in metrics.jsonl, %lld made twice with the same loss; last checkpoint intact; "
+         "%.3g s "
          "a step, %.0f s in all\n",
          (long long)r.killed_after, (long long)r.saved, (long long)r.saved + 1, (long long)r.end, (long long)r.repeated,
          r.seconds_per_step, spt_tool_seconds() - began);

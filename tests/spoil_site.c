@@ -1,5 +1,5 @@
-/* Preloaded into a program: the faults of a site. On the node of Slurm's name SPT_SLOW_NODE messages and fsync are slow;
- * with SPT_FAIL_SYNC every fsync of a checkpoint fails, as on a file system that is gone. */
+/* Preloaded into a program: the faults of a site. On the node of Slurm's name SPT_SLOW_NODE messages and fsync are
+ * slow; with SPT_FAIL_SYNC every fsync of a checkpoint fails, as on a file system that is gone. */
 #include <errno.h>
 #include <mpi.h>
 #include <stdbool.h>
