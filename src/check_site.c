@@ -148,6 +148,7 @@ static spt_status measure(const site_options *o, site_rank *own, int rank, int s
   if (status == SPT_OK) status = share_ranks(own, size, &ranks);
   if (status == SPT_OK) status = find_units(ranks, size, &units);
   if (status == SPT_OK && reporter) {
+    site_list_ranks(&report, ranks, size);
     site_judge_binding(&report, &o->wish, ranks, size);
     site_judge_gpus(&report, &o->wish, ranks, size);
     site_judge_speed(&report, ranks, size);

@@ -57,6 +57,8 @@ int site_number_nodes(const site_rank *ranks, int size, int *node_of);
 /* Threads that the trainer takes where none are asked for. */
 int site_default_threads(const site_rank *ranks, int size, int rank);
 
+/* One line a node, of the first nodes: each rank's affinity mask, threads and GPU. */
+void site_list_ranks(site_report *report, const site_rank *ranks, int size);
 void site_judge_binding(site_report *report, const site_wish *wish, const site_rank *ranks, int size);
 void site_judge_gpus(site_report *report, const site_wish *wish, const site_rank *ranks, int size);
 void site_judge_speed(site_report *report, const site_rank *ranks, int size);

@@ -203,6 +203,33 @@ void site_judge_gpus(site_report *report, const site_wish *wish, const site_rank
   free(local);
 }
 
+/* ---- who is where ---- */
+
+void site_list_ranks(site_report *report, const site_rank *ranks, int size) {
+  int listed = 0;
+  for (int first = 0; first < size && listed < NAMED_MOST; first++) {
+    char line[400] = "", cpus[64];
+    size_t used = 0;
+    int local = 0;
+    for (int i = 0; i < size; i++) {
+      if (strcmp(ranks[i].node, ranks[first].node) != 0) continue;
+      if (i < first) break; // listed already
+      const char *gpu = own_gpu(&ranks[i], local++);
+      print_cpus(ranks[i].cpus, cpus);
+      if (used > sizeof line - 160) { // room for one more and the dots
+        snprintf(line + used, sizeof line - used, "; …");
+        break;
+      }
+      used += (size_t)snprintf(line + used, sizeof line - used, "%srank %d: CPUs %s, %d thread%s%s%s",
+                               local > 1 ? "; " : "", i, cpus, ranks[i].threads, ranks[i].threads == 1 ? "" : "s",
+                               gpu ? ", GPU " : "", gpu ? gpu : "");
+    }
+    if (local == 0) continue;
+    site_say(report, SITE_OK, "ranks", "%s: %s", ranks[first].node, line);
+    listed++;
+  }
+}
+
 /* ---- speed ---- */
 
 /* Nodes by the median of their ranks; on a single node, ranks. */

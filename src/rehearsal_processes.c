@@ -59,6 +59,17 @@ static void set_environment(const char *folder) {
   static const char *const folders[] = {"TMPDIR", "OMPI_MCA_btl_vader_backing_directory",
                                         "OMPI_MCA_btl_sm_backing_directory"};
   for (size_t i = 0; i < sizeof folders / sizeof *folders; i++) setenv(folders[i], folder, 1);
+  // within an allocation the ranks stay on this machine all the same: the folder is nowhere else
+  for (char **entry = environ; *entry;) {
+    char name[128];
+    const size_t length = strcspn(*entry, "=");
+    if (strncmp(*entry, "SLURM_", 6) != 0 || length >= sizeof name) {
+      entry++;
+      continue;
+    }
+    snprintf(name, sizeof name, "%.*s", (int)length, *entry);
+    unsetenv(name); // moves the later ones up
+  }
   if (geteuid() != 0) return;
   setenv("OMPI_ALLOW_RUN_AS_ROOT", "1", 0);
   setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1", 0);

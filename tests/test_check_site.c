@@ -57,6 +57,30 @@ static void make_ranks(site_rank *ranks, int size) {
   }
 }
 
+static void test_list(void **state) {
+  (void)state;
+  site_rank ranks[RANKS];
+  make_ranks(ranks, RANKS);
+  begin();
+  site_list_ranks(&report, ranks, RANKS);
+  end(0, 0);
+  assert_int_equal(report.counts[SITE_OK], 4);
+  says("OK   ranks     n2: ", "rank 4: CPUs 58-61, 4 threads, GPU 0; ", "rank 5: CPUs 62-65, 4 threads, GPU 1");
+  finish();
+  for (int i = 0; i < RANKS; i++) { // a line has an end
+    snprintf(ranks[i].node, sizeof ranks[i].node, "n");
+    for (int cpu = 0; cpu < SITE_CPUS_MAX; cpu += 2) ranks[i].cpus[cpu / 64] |= UINT64_C(1) << cpu % 64;
+    memset(ranks[i].gpus, 'G', sizeof ranks[i].gpus);
+    for (int gpu = 0; gpu < SITE_GPUS_MAX; gpu++) ranks[i].gpus[gpu][SITE_GPU_NAME_MAX - 1] = '\0';
+  }
+  begin();
+  site_list_ranks(&report, ranks, RANKS);
+  end(0, 0);
+  assert_int_equal(report.counts[SITE_OK], 1);
+  says("n: rank 0: CPUs 0,2,4", ",…, 4 threads, GPU GGG", "; …");
+  finish();
+}
+
 static const site_wish wish = {.threads = 4, .cpus_per_task = 4, .slurm = true, .gpus_matter = true};
 
 static void judge_ranks(site_rank *ranks, int warnings, int failures) {
@@ -305,8 +329,9 @@ static void test_files(void **state) {
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_ranks), cmocka_unit_test(test_gpus),
-                                     cmocka_unit_test(test_speed), cmocka_unit_test(test_rounds),
-                                     cmocka_unit_test(test_links), cmocka_unit_test(test_files)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_list),   cmocka_unit_test(test_ranks),
+                                     cmocka_unit_test(test_gpus),   cmocka_unit_test(test_speed),
+                                     cmocka_unit_test(test_rounds), cmocka_unit_test(test_links),
+                                     cmocka_unit_test(test_files)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -74,6 +74,7 @@ export SPT_SLOW_NODE=n2
 PATH=$work/no_mpirun:$PATH CHECK_SITE=$work/spoiled BACKEND=cuda check faults 5 --nodes=3 --ntasks-per-node=2 --cpus-per-task=2 --gpus-per-node=2
 unset SPT_SLOW_NODE
 says faults '^WARN launcher  mpirun, a rank a node does not work: .*; keep LAUNCHER=srun'
+says faults '^OK   ranks     n2: rank 2: CPUs [-0-9,]+, 2 threads, GPU 0; rank 3: CPUs 0, 2 threads, GPU 1'
 says faults '^FAIL binding   rank 3 \(n2\): 2 threads on 1 CPU \(0\); set --cpus-per-task=2'
 says faults '^FAIL gpu       ranks 4 and 5 \(n3\) both take GPU 1; .*--gpus-per-node'
 says_not faults '^FAIL gpu .*ranks [0-3] '
