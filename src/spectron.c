@@ -18,6 +18,7 @@ static const tool tools[] = {
     {"tokenize", spt_tool_tokenize, "text files to HDF5 token shards; trains a tokenizer where wanted"},
     {"inspect", spt_tool_inspect, "what a token shard or checkpoint holds; verifies every checksum"},
     {"baseline", spt_tool_baseline, "loss of an add-one bigram model, to compare a trained model with"},
+    {"rehearse", spt_tool_rehearse, "a job rehearsed on this machine, killed and resumed; what it will need at full size"},
     {"report", spt_tool_report, "a run's numbers and picture from its metrics"},
 };
 enum { TOOLS = sizeof tools / sizeof *tools };

@@ -12,6 +12,7 @@ spt_status spt_tool_tokenize(int argc, char **argv);
 spt_status spt_tool_inspect(int argc, char **argv);
 spt_status spt_tool_baseline(int argc, char **argv);
 spt_status spt_tool_report(int argc, char **argv);
+spt_status spt_tool_rehearse(int argc, char **argv);
 
 /* A whole number in [low, high] given to `option`. SPT_ERR_USAGE names both. */
 spt_status spt_tool_integer(const char *option, const char *text, int64_t low, int64_t high, int64_t *value_p);

@@ -139,12 +139,7 @@ static inline int64_t trainer_tokens_per_step(const spt_config *config) {
 spt_status trainer_options_parse(int argc, char **argv, trainer_options *options_p);
 void trainer_print_help(void);
 
-/* trainer_dry_run.c */
-/* The plan that the configuration wants. Local. */
-spt_status trainer_plan_open(const spt_config *config, const spt_params *params, int ranks, spt_shard_plan **plan_p);
-/* Traffic of one step as rank 0 counts it: [SPT_COLLECTIVE_KINDS]. Local. */
-void trainer_traffic(const spt_config *config, const spt_shard_plan *plan, spt_comm_counter *traffic_p);
-/* parameters, FLOPs per step, memory per rank by kind, traffic, without training. Local. */
+/* trainer_dry_run.c: parameters, FLOPs per step, memory per rank by kind, traffic, without training. Local. */
 spt_status trainer_dry_run(const spt_config *config, int ranks);
 
 /* trainer_open.c: everything a run needs, in order; on failure what was opened stays for trainer_close. Collective. */

@@ -1,7 +1,6 @@
 /* The dry run: what a job costs, without training it. */
+#include "job_cost.h"
 #include "trainer.h"
-
-#include "dist/gradient_parts.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -42,38 +41,19 @@ static void print_flops(const spt_config *config, const spt_flops *flops) {
 }
 
 /* The largest share over the ranks, which is what a node must have. */
-static void print_memory(const spt_config *config, const spt_params *params, const spt_shard_plan *plan,
-                         spt_backend *backend, const spt_model_memory *model, int ranks) {
-  size_t state = 0, workspace = 0, snapshot = 0, staging = 0;
-  for (int rank = 0; rank < ranks; rank++) {
-    size_t own_state, own_workspace;
-    spt_optimizer_measure(&config->optimizer, params, &plan->shares[rank], backend->act, &own_state, &own_workspace);
-    if (own_state > state) state = own_state;
-    if (own_workspace > workspace) workspace = own_workspace;
-    const size_t own_snapshot = own_state + (size_t)plan->elements[rank] * sizeof(float);
-    if (own_snapshot > snapshot) snapshot = own_snapshot;
-    // a reduce-scatter receives the own runs beside the buckets
-    const size_t own_runs = (size_t)plan->elements[rank] * sizeof(float);
-    if (ranks > 1 && config->dist.reduction == SPT_REDUCTION_REDUCE_SCATTER && own_runs > staging) staging = own_runs;
-    // the tree keeps partial sums of whole slabs, and receives those of all ranks for its own runs
-    const size_t sums = config->dist.reduction != SPT_REDUCTION_TREE
-                            ? 0
-                            : spt_tree_reduction_bytes(plan, config->batch.sequences / config->batch.micro, rank);
-    if (sums > staging) staging = sums;
-  }
-  const size_t slab = (size_t)plan->layout.elements * sizeof(float);
-  const size_t total = 2 * slab + state + workspace + snapshot + staging + model->compute_weights + model->activations +
-                       model->workspace;
-  printf("memory per rank     %11.1f MiB  (the largest of %d rank%s, micro-batch %lld)\n", mib(total), ranks,
+static void print_memory(const spt_config *config, const job_memory *memory, int ranks) {
+  printf("memory per rank     %11.1f MiB  (the largest of %d rank%s, micro-batch %lld)\n", mib(memory->total), ranks,
          ranks == 1 ? "" : "s", (long long)config->batch.micro);
-  printf("  parameters        %11.1f MiB\n  gradients         %11.1f MiB\n", mib(slab), mib(slab));
-  printf("  optimizer state   %11.1f MiB\n  compute weights   %11.1f MiB\n", mib(state), mib(model->compute_weights));
-  printf("  activations       %11.1f MiB\n  workspace         %11.1f MiB\n", mib(model->activations),
-         mib(model->workspace + workspace));
-  printf("  snapshot of a save%11.1f MiB\n", mib(snapshot));
-  if (staging)
+  printf("  parameters        %11.1f MiB\n  gradients         %11.1f MiB\n", mib(memory->parameters),
+         mib(memory->gradients));
+  printf("  optimizer state   %11.1f MiB\n  compute weights   %11.1f MiB\n", mib(memory->state),
+         mib(memory->compute_weights));
+  printf("  activations       %11.1f MiB\n  workspace         %11.1f MiB\n", mib(memory->activations),
+         mib(memory->workspace));
+  printf("  snapshot of a save%11.1f MiB\n", mib(memory->snapshot));
+  if (memory->staging)
     printf("  %-17s %11.1f MiB\n", config->dist.reduction == SPT_REDUCTION_TREE ? "tree's sums" : "reduce-scatter",
-           mib(staging));
+           mib(memory->staging));
 }
 
 /* Forward only, so a third of training on as many tokens; named where it is no longer small beside the training. The
@@ -100,65 +80,31 @@ static void print_validation(const spt_config *config) {
   printf("\n");
 }
 
-spt_status trainer_plan_open(const spt_config *config, const spt_params *params, int ranks, spt_shard_plan **plan_p) {
-  const int64_t bucket_bytes = config->dist.bucket_mib << 20;
-  if (config->dist.reduction == SPT_REDUCTION_TREE)
-    return spt_shard_plan_open_coarse(&config->model, &config->optimizer, params, ranks, bucket_bytes,
-                                      SPT_GRADIENT_PART, plan_p);
-  return spt_shard_plan_open(&config->model, &config->optimizer, params, ranks, bucket_bytes, plan_p);
-}
-
-void trainer_traffic(const spt_config *config, const spt_shard_plan *plan, spt_comm_counter *traffic_p) {
-  if (config->dist.reduction == SPT_REDUCTION_TREE)
-    spt_tree_reduction_traffic(plan, config->batch.sequences / config->batch.micro, 0, traffic_p);
-  else
-    spt_shard_plan_traffic(plan, config->dist.reduction, traffic_p);
-}
-
-static void print_distribution(const spt_config *config, const spt_shard_plan *plan, int ranks) {
-  spt_comm_counter traffic[SPT_COLLECTIVE_KINDS];
+static void print_distribution(const spt_config *config, const job_cost *cost) {
   static const char *const names[SPT_COLLECTIVE_KINDS] = {"all-reduce", "reduce-scatter", "all-gather", "exchange"};
-  printf("ranks               %14d  (%lld sequences each; optimizer load: largest %.2f × the mean)\n", ranks,
-         (long long)(config->batch.sequences / ranks), plan->imbalance);
-  trainer_traffic(config, plan, traffic);
+  printf("ranks               %14d  (%lld sequences each; optimizer load: largest %.2f × the mean)\n", cost->ranks,
+         (long long)(config->batch.sequences / cost->ranks), cost->plan->imbalance);
   for (int kind = 0; kind < SPT_COLLECTIVE_KINDS; kind++)
-    if (traffic[kind].messages)
-      printf("  %-17s %11.1f MiB  in %lld messages a step\n", names[kind], mib((size_t)traffic[kind].bytes),
-             (long long)traffic[kind].messages);
+    if (cost->traffic[kind].messages)
+      printf("  %-17s %11.1f MiB  in %lld messages a step\n", names[kind], mib((size_t)cost->traffic[kind].bytes),
+             (long long)cost->traffic[kind].messages);
 }
 
 spt_status trainer_dry_run(const spt_config *job, int ranks) {
   static spt_config config; // large
+  job_cost cost;
   config = *job;
-  SPT_TRY(spt_config_check_ranks(&config, ranks));
-  spt_backend *backend = NULL;
-  spt_params *params = NULL;
-  spt_shard_plan *plan = NULL;
-  spt_model_memory memory;
-  spt_flops flops;
-  spt_status status =
-      spt_backend_open(config.device.backend, config.device.precision, (int)config.device.threads, 1, &backend);
-  if (status == SPT_OK && job->batch.micro == 0)
-    config.batch.micro = spt_config_choose_micro(&config, ranks, backend->threads);
-  if (status == SPT_OK) status = spt_params_open(&config.model, &params);
-  if (status == SPT_OK)
-    status = trainer_plan_open(&config, params, ranks, &plan);
-  if (status == SPT_OK) status = spt_model_measure(backend, &config.model, config.batch.micro, true, &memory);
-  if (status == SPT_OK) {
-    trainer_note_preset(&config);
-    printf("%s: hidden %lld, %lld layers, %lld heads, ffn %lld, vocab %lld, sequence %lld; %s\n", config.run.name,
-           (long long)config.model.hidden, (long long)config.model.layers, (long long)config.model.heads,
-           (long long)config.model.ffn, (long long)config.model.vocab, (long long)config.model.seq_len,
-           backend->description);
-    print_parameters(&config, params);
-    spt_flops_count(&config.model, &config.optimizer, params, &flops);
-    print_flops(&config, &flops);
-    print_validation(&config);
-    print_memory(&config, params, plan, backend, &memory, ranks);
-    print_distribution(&config, plan, ranks);
-  }
-  spt_shard_plan_close(&plan);
-  spt_params_close(&params);
-  if (backend) backend->ops->close(&backend);
-  return status;
+  SPT_TRY(job_cost_open(&config, ranks, &cost));
+  trainer_note_preset(&config);
+  printf("%s: hidden %lld, %lld layers, %lld heads, ffn %lld, vocab %lld, sequence %lld; %s\n", config.run.name,
+         (long long)config.model.hidden, (long long)config.model.layers, (long long)config.model.heads,
+         (long long)config.model.ffn, (long long)config.model.vocab, (long long)config.model.seq_len,
+         cost.backend->description);
+  print_parameters(&config, cost.params);
+  print_flops(&config, &cost.flops);
+  print_validation(&config);
+  print_memory(&config, &cost.memory, ranks);
+  print_distribution(&config, &cost);
+  job_cost_close(&cost);
+  return SPT_OK;
 }

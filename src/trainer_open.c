@@ -1,4 +1,5 @@
 /* Opening a run: backend, plan, memory, data, model, optimizer, folder; and closing it in reverse. */
+#include "job_cost.h"
 #include "trainer.h"
 
 #include "io/job_toml.h"
@@ -80,7 +81,7 @@ static spt_status open_compute(trainer *t) {
   t->backend->profiling = false; // until the first step
   SPT_TRY(spt_params_open(&config->model, &t->params));
   spt_flops_count(&config->model, &config->optimizer, t->params, &t->flops);
-  SPT_TRY(trainer_plan_open(config, t->params, t->comm->size, &t->plan));
+  SPT_TRY(job_plan_open(config, t->params, t->comm->size, &t->plan));
   SPT_TRY(open_slabs(t));
   SPT_TRY(spt_model_open(t->backend, &config->model, t->params, &t->plan->layout, t->parameters, t->gradients,
                          config->batch.micro, &t->model));

@@ -78,6 +78,7 @@ sandbox_up() {
     sandbox_pids=$!
     sandbox_wait 5 "munge" test -S "$sandbox/munge.sock"
     export SLURM_CONF="$sandbox/slurm.conf"
+    export PMIX_MCA_gds=hash # no shared memory between the "nodes" here either: ranks were seen to crash in MPI_Init
     slurmctld -D -c >"$sandbox/log/slurmctld.out" 2>&1 &
     sandbox_pids="$! $sandbox_pids"
     for node in $(seq "$2"); do

@@ -1,0 +1,92 @@
+#include "job_cost.h"
+
+#include "dist/gradient_parts.h"
+#include "dist/tree_reduction.h"
+
+spt_status job_plan_open(const spt_config *config, const spt_params *params, int ranks, spt_shard_plan **plan_p) {
+  const int64_t bucket_bytes = config->dist.bucket_mib << 20;
+  if (config->dist.reduction == SPT_REDUCTION_TREE)
+    return spt_shard_plan_open_coarse(&config->model, &config->optimizer, params, ranks, bucket_bytes,
+                                      SPT_GRADIENT_PART, plan_p);
+  return spt_shard_plan_open(&config->model, &config->optimizer, params, ranks, bucket_bytes, plan_p);
+}
+
+void job_count_traffic(const spt_config *config, const spt_shard_plan *plan, spt_comm_counter *traffic_p) {
+  if (config->dist.reduction == SPT_REDUCTION_TREE)
+    spt_tree_reduction_traffic(plan, config->batch.sequences / config->batch.micro, 0, traffic_p);
+  else
+    spt_shard_plan_traffic(plan, config->dist.reduction, traffic_p);
+}
+
+static size_t larger(size_t a, size_t b) {
+  return a > b ? a : b;
+}
+
+static void count_memory(const spt_config *config, const spt_model_memory *model, job_cost *cost) {
+  const spt_shard_plan *plan = cost->plan;
+  job_memory *memory = &cost->memory;
+  size_t workspace = 0;
+  for (int rank = 0; rank < cost->ranks; rank++) {
+    size_t state, own_workspace;
+    spt_optimizer_measure(&config->optimizer, cost->params, &plan->shares[rank], cost->backend->act, &state,
+                          &own_workspace);
+    const size_t own_runs = (size_t)plan->elements[rank] * sizeof(float);
+    memory->state = larger(memory->state, state);
+    memory->snapshot = larger(memory->snapshot, state + own_runs);
+    workspace = larger(workspace, own_workspace);
+    // a reduce-scatter receives the own runs beside the buckets
+    if (cost->ranks > 1 && config->dist.reduction == SPT_REDUCTION_REDUCE_SCATTER)
+      memory->staging = larger(memory->staging, own_runs);
+    // the tree keeps partial sums of whole slabs, and receives those of all ranks for its own runs
+    if (config->dist.reduction == SPT_REDUCTION_TREE)
+      memory->staging = larger(
+          memory->staging, spt_tree_reduction_bytes(plan, config->batch.sequences / config->batch.micro, rank));
+  }
+  memory->parameters = memory->gradients = (size_t)plan->layout.elements * sizeof(float);
+  memory->compute_weights = model->compute_weights;
+  memory->activations = model->activations;
+  memory->workspace = model->workspace + workspace;
+  memory->total = memory->parameters + memory->gradients + memory->state + memory->compute_weights +
+                  memory->activations + memory->workspace + memory->snapshot + memory->staging;
+}
+
+/* Parameters and optimizer state, in fp32: momentum and the left singular vector of a factor, else two moments. */
+static int64_t count_checkpoint(const spt_config *config, const spt_params *params) {
+  const bool pairs = spt_method_uses_pairs(config->optimizer.method);
+  int64_t elements = 0;
+  for (int i = 0; i < params->tensor_count; i++) {
+    const spt_tensor *tensor = &params->tensors[i];
+    elements += pairs && tensor->pair >= 0 ? 2 * tensor->count + tensor->rows : 3 * tensor->count;
+  }
+  return elements * (int64_t)sizeof(float);
+}
+
+static spt_status count(spt_config *config, bool choose_micro, job_cost *cost) {
+  spt_model_memory model;
+  SPT_TRY(spt_backend_open(config->device.backend, config->device.precision, (int)config->device.threads, 1,
+                           &cost->backend));
+  if (choose_micro) config->batch.micro = spt_config_choose_micro(config, cost->ranks, cost->backend->threads);
+  SPT_TRY(spt_params_open(&config->model, &cost->params));
+  SPT_TRY(job_plan_open(config, cost->params, cost->ranks, &cost->plan));
+  SPT_TRY(spt_model_measure(cost->backend, &config->model, config->batch.micro, true, &model));
+  spt_flops_count(&config->model, &config->optimizer, cost->params, &cost->flops);
+  job_count_traffic(config, cost->plan, cost->traffic);
+  count_memory(config, &model, cost);
+  cost->checkpoint_bytes = count_checkpoint(config, cost->params);
+  return SPT_OK;
+}
+
+spt_status job_cost_open(spt_config *config, int ranks, job_cost *cost_p) {
+  const bool choose_micro = config->batch.micro == 0;
+  SPT_TRY(spt_config_check_ranks(config, ranks));
+  *cost_p = (job_cost){.ranks = ranks};
+  const spt_status status = count(config, choose_micro, cost_p);
+  if (status != SPT_OK) job_cost_close(cost_p);
+  return status;
+}
+
+void job_cost_close(job_cost *cost) {
+  spt_shard_plan_close(&cost->plan);
+  spt_params_close(&cost->params);
+  if (cost->backend) cost->backend->ops->close(&cost->backend);
+}

@@ -1,0 +1,40 @@
+/* What a job costs on a number of ranks, counted without training it: the trainer's dry run and `spectron rehearse`
+ * print from here. Local. */
+#ifndef SPT_JOB_COST_H
+#define SPT_JOB_COST_H
+
+#include "core/flops.h"
+#include "core/model.h"
+#include "dist/comm.h"
+#include "dist/shard_plan.h"
+
+/* Bytes of the rank that holds most of each, which is what a node must have. */
+typedef struct job_memory {
+  size_t parameters, gradients, state, compute_weights, activations, workspace, snapshot;
+  size_t staging; /* of a reduce-scatter, or the tree's sums; 0 without */
+  size_t total;
+} job_memory;
+
+/* The plan that a job wants on `ranks` ranks. The caller closes it. */
+spt_status job_plan_open(const spt_config *config, const spt_params *params, int ranks, spt_shard_plan **plan_p);
+/* Traffic of one step as rank 0 counts it: traffic_p[SPT_COLLECTIVE_KINDS]. */
+void job_count_traffic(const spt_config *config, const spt_shard_plan *plan, spt_comm_counter *traffic_p);
+
+typedef struct job_cost {
+  int ranks;
+  spt_backend *backend;
+  spt_params *params;
+  spt_shard_plan *plan;
+  spt_flops flops;
+  job_memory memory;
+  spt_comm_counter traffic[SPT_COLLECTIVE_KINDS]; /* of a step */
+  int64_t checkpoint_bytes;                       /* of a save's datasets; the file adds its metadata */
+} job_cost;
+
+/* Checks that `ranks` divide the batch and chooses batch.micro where the job leaves it open (config->batch.micro is
+ * written), then counts. The caller closes; on failure nothing is open. SPT_ERR_USAGE, SPT_ERR_RESOURCE. */
+spt_status job_cost_open(spt_config *config, int ranks, job_cost *cost_p);
+/* Takes a zeroed cost too. */
+void job_cost_close(job_cost *cost);
+
+#endif
