@@ -147,7 +147,8 @@ static step_time time_step(const spt_config *config, const job_cost *cost, doubl
                      (tokens * cost->flops.train_per_token + cost->plan->imbalance * cost->flops.optimizer_step) /
                      ranks / rate,
                  .reduce = share * (2 * (double)traffic[SPT_COLLECTIVE_ALL_REDUCE].bytes +
-                                    (double)traffic[SPT_COLLECTIVE_REDUCE_SCATTER].bytes),
+                                    (double)traffic[SPT_COLLECTIVE_REDUCE_SCATTER].bytes +
+                                    (double)traffic[SPT_COLLECTIVE_EXCHANGE].bytes),
                  .gather = share * (double)traffic[SPT_COLLECTIVE_ALL_GATHER].bytes};
   if (config->dist.overlap) {
     const double passes = (double)config->batch.sequences / ranks / (double)config->batch.micro;
