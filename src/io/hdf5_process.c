@@ -46,7 +46,7 @@ typedef struct reply {
   int32_t status;
   int64_t bytes;
 } reply;
-enum { MESSAGE_BYTES = 1024, WALL_PER_CPU = 10 };
+enum { MESSAGE_BYTES = 1024, WALL_PER_CPU = 10, WALL_MORE = 60 };
 
 static bool send_all(int socket, const void *bytes, size_t count) {
   const char *at = bytes;
@@ -231,7 +231,7 @@ static void close_both(const int files[2]) {
 
 /* A launcher signals whole process groups: USR1 asks ranks to save, TERM to leave. Helper and readers end with the
  * process they work for and listen to nobody; children need no waiting for. What a crash raises kills, handled by no
- * one. */
+ * one, but for a sanitizer's report when fuzzing. */
 static void set_signals(void) {
   static const int fatal[] = {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL};
   sigset_t none;
@@ -372,7 +372,7 @@ spt_status spt_hdf5_reader_ask(spt_hdf5_reader *reader, spt_question question, c
   reply head;
   if (reader->ended) return SPT_FAIL(SPT_ERR_DATA, "%s: its reader has failed before", reader->path);
   reader->ended = true; // unless all goes well
-  int patience = WALL_PER_CPU * reader->seconds;
+  int patience = WALL_PER_CPU * reader->seconds + WALL_MORE;
   if (send_all(reader->socket, &question, sizeof question))
     send_all(reader->socket, argument, (size_t)question.argument_bytes);
   // also when it listens no more: it may have said why
