@@ -5,8 +5,8 @@
  * A helper, forked while the process is small, has one thread and knows no MPI, forks one reader a file. The reader
  * gets the open file, answers questions over a socket with plain structs and numbers, and never sees a name to open: no
  * link leads it anywhere. It has no signal handlers, no terminal, no inherited files, SPT_READER_SECONDS of processor
- * time for an answer (ten times as long by the clock) and SPT_READER_BYTES of memory. Helper and readers end with the
- * process that started them. */
+ * time for an answer (ten times as long and a minute by the clock) and SPT_READER_BYTES of memory. Helper and readers
+ * end with the process that started them. */
 #ifndef SPT_HDF5_PROCESS_H
 #define SPT_HDF5_PROCESS_H
 

@@ -3,18 +3,20 @@
 # UndefinedBehaviorSanitizer (packages clang, libomp-dev), which learns from coverage; without: driver.c with the C compiler's sanitizers.
 # Prints a line a fuzzer: executions, inputs accepted and refused, crashes and hangs of our code, and how often the HDF5 library crashed or hung in
 # a reader process (contained: the file was refused and the program went on; not our defect).
-# SPT_FUZZ_BUILD: the build folder (build-fuzz). What it finds stays in BUILD/found. Exit: 0 nothing found, 1 a defect, 5 it cannot be built.
+# SPT_FUZZ_KIND: libfuzzer or driver, if not by what there is. SPT_FUZZ_BUILD: the build folder (build-fuzz). What it finds stays in BUILD/found. Exit: 0 nothing found, 1 a defect, 5 it cannot be built.
 set -eu
 cd "$(dirname "$0")/../.."
 source=$PWD
 seconds=${1:-600}
 build=${SPT_FUZZ_BUILD:-$source/build-fuzz}
-export SPT_SOURCE_ROOT="$source"
+export SPT_SOURCE_ROOT="$source" SPT_TEST_READER_REPORTS=1
 fail() { echo "run.sh: $*" >&2; exit 5; }
 case $seconds in *[!0-9]* | '') echo "usage: sh tests/fuzz/run.sh [SECONDS]" >&2; exit 2 ;; esac
 
-kind=driver
-if command -v clang++ >/dev/null 2>&1; then kind=libfuzzer; fi
+kind=${SPT_FUZZ_KIND:-}
+if [ -z "$kind" ]; then
+    if command -v clang++ >/dev/null 2>&1; then kind=libfuzzer; else kind=driver; fi
+fi
 if [ ! -f "$build/build.ninja" ]; then
     set -- "$build" --buildtype=debugoptimized -Dred_zones=true -Dwerror=false -Db_sanitize=address,undefined -Db_lundef=false
     if [ $kind = libfuzzer ]; then
