@@ -356,6 +356,7 @@ spt_status trainer_save(trainer *t, bool best, bool ending) {
         "training diverged: parameters are not finite after step %lld, which is not saved; start again with a "
         "smaller optimizer.lr in a new run",
         (long long)t->step);
+  SPT_TRY(spt_comm_agree(t->comm, t->comm->rank == 0 ? spt_run_folder_check(t->folder) : SPT_OK, NULL));
   SPT_TRY(trainer_finish_save(t));
   spt_checkpoint_header header = {.step = t->step,
                                   .tokens = t->tokens,
