@@ -251,6 +251,8 @@ static void lock_removed(void **unused) {
   assert_int_equal(unlink(in_output("lock")), 0);
   assert_ok(spt_run_folder_open(output, true, &second));
   spill("checkpoints/step-00000099.h5.part", "the other's save under way");
+  assert_ok(spt_run_folder_check(second));
+  assert_fails(SPT_ERR_USAGE, spt_run_folder_check(first), in_output("lock"), "another run has this folder");
   save(first, 20, path);
   assert_fails(SPT_ERR_USAGE, spt_run_folder_after_save(first, path, true, 1), in_output("lock"), "another run has this folder");
   assert_true(exists("checkpoints/step-00000099.h5.part") && exists("checkpoints/step-00000010.h5"));

@@ -190,6 +190,10 @@ void spt_run_folder_close(spt_run_folder **folder_p) {
   *folder_p = NULL;
 }
 
+spt_status spt_run_folder_check(spt_run_folder *folder) {
+  return spt_run_lock_check(folder->lock);
+}
+
 spt_status spt_run_folder_write_job(spt_run_folder *folder, const char *text) {
   char path[SPT_PATH_MAX];
   snprintf(path, sizeof path, "%s/job.toml", folder->output);

@@ -79,12 +79,14 @@ note "the lock is removed, and another run starts: the first stops at its next s
 start run-first --set checkpoint.every=100
 first=$process
 mv log first.log
+kill -STOP $first # or its next save would make the lock again before the second run has started
 rm run-first/lock
 # shellcheck disable=SC2086
 "$trainer" --threads 1 --resume --set run.output=run-first --set schedule.steps=1000000 $quick job.toml >log 2>&1 &
 second=$!
 n=0
 until grep -qs "process $second " run-first/lock; do n=$((n + 1)); [ $n -lt 600 ] || { cat log; fail "no second run"; }; sleep 0.1; done
+kill -CONT $first
 status=0; wait $first || status=$?
 [ $status = 2 ] || { cat first.log; fail "exit $status instead of 2"; }
 grep -q "^spectron-dist: .*run-first/lock: was removed or replaced .* process $second," first.log || { cat first.log; fail "the other run is not named"; }
