@@ -8,7 +8,7 @@
 #
 #   SPT_BUILD         the build folder (default build-release)
 #   SPT_BENCH_FOLDER  where the run writes, about 4 GB (default runs/bench)
-#   SPT_BENCH_RANKS   ranks of one thread (default 2)
+#   SPT_BENCH_RANKS   ranks (default 2)  SPT_BENCH_THREADS  threads of each (default 1)
 # Exit: 0 measured, 2 bad usage, 5 something failed.
 set -eu
 cd "$(dirname "$0")/../.."
@@ -42,9 +42,9 @@ train = "tokens.h5"
 every = $every
 keep = 2
 END
-OMP_NUM_THREADS=1 sh tests/mpi_run.sh "$ranks" "$build/src/spectron-dist" --threads 1 "$work/job.toml" >"$work/log" 2>&1 || { cat "$work/log"; exit 5; }
+OMP_NUM_THREADS=1 sh tests/mpi_run.sh "$ranks" "$build/src/spectron-dist" --threads "${SPT_BENCH_THREADS:-1}" "$work/job.toml" >"$work/log" 2>&1 || { cat "$work/log"; exit 5; }
 sed -n '2p' "$work/log"
-file=$(stat -c %s "$work/run/checkpoints/$(printf 'step-%08d.h5' "$every")")
+file=$(stat -c %s "$work/run/checkpoints/$(printf 'step-%08d.h5' $((every * 3)))")
 sed -E 's/.*"step":([0-9]+),.*"step_seconds":([-0-9.e+]+),.*"save_seconds":([-0-9.e+]+),.*/\1 \2 \3/' "$work/run/metrics.jsonl" |
     awk -v every="$every" -v tokens="$tokens" -v bytes="$file" '
     { step[$1] = $2; save[$1] = $3 }
@@ -62,7 +62,9 @@ sed -E 's/.*"step":([0-9]+),.*"step_seconds":([-0-9.e+]+),.*"save_seconds":([-0-
             for (i = s + 1; i < s + every; i++) { held += save[i]; wall += step[i] + save[i]; if (i <= s + every / 2) slower += step[i] - quiet }
             printf "save of step %d: the steps waited %.3f s and were %.3f s slower in all; %d steps of %d tokens (%.3f s each) took %.1f s: stall %.2f %%, waiting alone %.2f %%\n",
                 s, held, slower, every - 1, tokens, quiet, wall, 100 * (held + slower) / wall, 100 * held / wall
-            all += held + slower
+            waited += held / 2
+            all += (held + slower) / 2
         }
-        printf "file %.2f GB; %.2f s a save: 2 %% of 100 steps from %.2f s a step on\n", bytes / 1e9, all / 2, all / 2
+        printf "file %.2f GB; a save costs %.2f s, of which %.2f s are waiting: under 2 %% of 100 steps where a step takes more than %.2f s\n",
+            bytes / 1e9, all, waited, all / 2
     }'
