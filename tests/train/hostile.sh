@@ -35,7 +35,13 @@ note "the same in the middle of a run: chunks are read as they are needed"
 sh "$mpi_run" 2 "$trainer" --threads 1 $few --set 'data.train="data/foreign-chunked.h5"' --set run.output=run-chunked --set schedule.steps=1000000 \
     job.toml >log 2>&1 &
 launcher=$!
-stop_after run-chunked 3 USR1 $launcher # a launcher signals the readers too, which must not mind
+wait_records run-chunked 3
+pid=$(pgrep -P $launcher -f spectron-dist | tail -1)
+helper=$(pgrep -P "$pid" spt-files)
+for signal in USR1 TERM INT HUP; do # some launchers signal all processes of a rank
+    kill -$signal "$helper" "$(pgrep -P "$helper" spt-files)"
+done
+stop_after run-chunked $(($(wc -l <run-chunked/metrics.jsonl) + 5)) USR1 $launcher
 # shellcheck disable=SC2086
 sh "$mpi_run" 2 "$trainer" --threads 1 --resume $few --set 'data.train="data/foreign-chunked.h5"' --set run.output=run-chunked --set schedule.steps=1000000 \
     job.toml >log 2>&1 &
