@@ -42,16 +42,16 @@ trap 'exit 130' INT TERM HUP
 
 say() { printf '%-4s %-9s %s\n' "$1" "$2" "$3" | tee -a "$work/findings"; }
 
-# starts WHAT COMMAND...: the command runs within a minute; what it printed is in $work/hello
+# starts WHAT COMMAND...: the command runs within half a minute; what it printed is in $work/hello
 starts() {
     what=$1 status=0
     shift
-    timeout -k 5 60 "$@" >"$work/hello" 2>"$work/error" </dev/null || status=$?
+    timeout -k 5 30 "$@" >"$work/hello" 2>"$work/error" </dev/null || status=$?
     if [ $status = 0 ]; then
         say OK launcher "$what: $(tail -n 1 "$work/hello")"
         return 0
     fi
-    [ $status != 124 ] || echo "no end within 60 s" >>"$work/error"
+    [ $status != 124 ] || echo "no end within 30 s" >>"$work/error"
     why=$(grep -m 1 '^spectron-check-site: ' "$work/error" || grep -m 1 'error: ' "$work/error" || grep -m 1 '[a-z]' "$work/error" || echo "exit code $status")
     [ -z "${CHECK_SITE_DEBUG:-}" ] || cat "$work/error" >&2
     return 1

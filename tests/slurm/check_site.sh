@@ -19,15 +19,23 @@ chmod 755 "$work" # munge wants a socket that all can reach
 # field JOB NAME: of scontrol's account of a job
 field() { scontrol show job "$1" 2>/dev/null | tr ' ' '\n' | sed -n "s/^$2=//p" | head -n 1; }
 has_ended() { case $(field "$1" JobState) in COMPLETED | FAILED | CANCELLED | TIMEOUT | NODE_FAIL) return 0 ;; esac; return 1; }
-# check NAME CODES OPTION...: a job of the script; its report is in NAME.log (not sbatch --wait, which looks twice a minute)
+# check NAME CODES DISTURBED OPTION...: a job of the script; its report is in NAME.log (not sbatch --wait, which looks twice a
+# minute). Open MPI's ranks on "nodes" that are one host crash in MPI_Init now and then (4 of 30 starts by srun): the script
+# reports that as it should, as a launcher that does not work, and a report with DISTURBED is made again, up to six times.
 check() {
-    name=$1 codes=$2
-    shift 2
-    job=$(sbatch --parsable --job-name="$name" --output="$work/$name.log" "$@" "$source/jobs/check-site.sh" "$work/shared")
-    sandbox_wait 200 "the end of $name" has_ended "$job" || { cat "$name.log"; squeue; fail "$name did not end"; }
+    name=$1 codes=$2 disturbed=$3 attempts=0
+    shift 3
+    while :; do
+        rm -f "$name.log"
+        job=$(sbatch --parsable --job-name="$name" --output="$work/$name.log" "$@" "$source/jobs/check-site.sh" "$work/shared")
+        sandbox_wait 200 "the end of $name" has_ended "$job" || { cat "$name.log"; squeue; fail "$name did not end"; }
+        [ -z "$(ls -A shared)" ] || fail "$name left $(ls -A shared)"
+        attempts=$((attempts + 1))
+        grep -qE "$disturbed" "$name.log" && [ $attempts -lt 6 ] || break
+        step "$name again: $(grep -m 1 -E "$disturbed" "$name.log" | cut -c1-150)"
+    done
     code=$(field "$job" ExitCode)
     case " $codes " in *" ${code%:*} "*) ;; *) cat "$name.log"; fail "$name: exit code $code instead of $codes" ;; esac
-    [ -z "$(ls -A shared)" ] || fail "$name left $(ls -A shared)"
 }
 # says NAME PATTERN: on a line; says_not NAME PATTERN
 says() { grep -qE "$2" "$1.log" || { cat "$1.log"; fail "$1: no '$2'"; }; }
@@ -38,7 +46,7 @@ sandbox_up slurm 3 4 2
 step "Slurm is up"
 
 step "a site without faults"
-BACKEND=cpu check fine "0 5" --nodes=3 --ntasks-per-node=1 --cpus-per-task=1 # 5: a busy machine may look slow
+BACKEND=cpu check fine "0 5" '(launcher|measuring) .*(not work|exit code)' --nodes=3 --ntasks-per-node=1 --cpus-per-task=1 # 5: a busy machine may look slow
 says fine '^OK   launcher  srun, a rank a node: 3 ranks on 3 nodes'
 says fine '^OK   launcher  srun, all ranks: 3 ranks on 3 nodes'
 says fine '^OK   launcher  mpirun, all ranks: 3 ranks on 3 nodes'
@@ -71,7 +79,7 @@ mkdir no_mpirun
 printf '#!/bin/sh\necho "mpirun: error: not on this site" >&2\nexit 1\n' >no_mpirun/mpirun
 chmod 755 no_mpirun/mpirun
 export SPT_SLOW_NODE=n2
-PATH=$work/no_mpirun:$PATH CHECK_SITE=$work/spoiled BACKEND=cuda check faults 5 --nodes=3 --ntasks-per-node=2 --cpus-per-task=2 --gpus-per-node=2
+PATH=$work/no_mpirun:$PATH CHECK_SITE=$work/spoiled BACKEND=cuda check faults 5 '^FAIL (launcher|measuring) ' --nodes=3 --ntasks-per-node=2 --cpus-per-task=2 --gpus-per-node=2
 unset SPT_SLOW_NODE
 says faults '^WARN launcher  mpirun, a rank a node does not work: .*; keep LAUNCHER=srun'
 says faults '^OK   ranks     n2: rank 2: CPUs [-0-9,]+, 2 threads, GPU 0; rank 3: CPUs 0, 2 threads, GPU 1'
@@ -98,11 +106,11 @@ done
 exec $(command -v srun) "\$@"
 END
 chmod 755 bin/srun
-PATH=$work/bin:$PATH LAUNCHER=srun BACKEND=cpu check no_pmix 5 --nodes=2 --ntasks-per-node=1 --cpus-per-task=1
+PATH=$work/bin:$PATH LAUNCHER=srun BACKEND=cpu check no_pmix 5 '(mpirun.* not work|^FAIL measuring) ' --nodes=2 --ntasks-per-node=1 --cpus-per-task=1
 says no_pmix '^FAIL launcher  srun, a rank a node does not work: .*; set LAUNCHER=mpirun'
 says no_pmix '^OK   launcher  mpirun, all ranks: 2 ranks on 2 nodes'
 says no_pmix '^OK   files     the same folder on 2 nodes'
-PATH=$work/bin:$PATH BACKEND=cpu check auto "0 5" --nodes=2 --ntasks-per-node=1 --cpus-per-task=1
+PATH=$work/bin:$PATH BACKEND=cpu check auto "0 5" '^FAIL (launcher|measuring) ' --nodes=2 --ntasks-per-node=1 --cpus-per-task=1
 says auto '^WARN launcher  Slurm has no PMIx .*LAUNCHER=mpirun'
 says_not auto '^FAIL launcher'
 
