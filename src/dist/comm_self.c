@@ -26,7 +26,7 @@ static spt_status self_runs_start(spt_comm *comm, float *buffer, const int64_t *
 static spt_status self_exchange_start(spt_comm *comm, const float *buffer, const int64_t *cuts, const bool *senders,
                                       float *received_p, spt_request **request_p) {
   (void)comm;
-  if (senders[0]) memcpy(received_p, buffer, (size_t)(cuts[1] - cuts[0]) * sizeof *received_p);
+  if (senders[0] && cuts[1] > cuts[0]) memcpy(received_p, buffer, (size_t)(cuts[1] - cuts[0]) * sizeof *received_p);
   *request_p = NULL;
   return SPT_OK;
 }
