@@ -28,10 +28,11 @@ mpi_environment() {
 
 # The command that a program runs under: valgrind's memcheck. oneDNN writes its code for the processor at hand, and valgrind
 # knows no AVX-512: AVX2 is the limit, for our own loops too.
+# One thread runs at a time: fair-sched, or one that waits in MPI keeps the others from running.
 checker() {
     export ONEDNN_MAX_CPU_ISA=AVX2
     supplied=/usr/share/openmpi/openmpi-valgrind.supp
-    checker="valgrind --quiet --error-exitcode=99 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite
+    checker="valgrind --quiet --fair-sched=yes --error-exitcode=99 --leak-check=full --show-leak-kinds=definite --errors-for-leak-kinds=definite
  --keep-debuginfo=yes --num-callers=30 --gen-suppressions=all --child-silent-after-fork=yes
  --suppressions=$sanitizers/valgrind.supp --log-file=$1.%p"
     [ ! -f "$supplied" ] || checker="$checker --suppressions=$supplied"
