@@ -77,7 +77,7 @@ check() {
         ranks=$SLURM_NTASKS
         export SLURM_GPU_BIND=none # as jobs/gpu-nodes.sbatch
         srun_words=$(LAUNCHER=srun spectron_launcher)
-        srun_one="srun --mpi=pmix --nodes=$nodes --ntasks=$nodes --ntasks-per-node=1 --cpus-per-task=${SLURM_CPUS_PER_TASK:-1}"
+        srun_one="srun --mpi=pmix --nodes=$nodes --ntasks=$nodes --ntasks-per-node=1 --cpus-per-task=${SLURM_CPUS_PER_TASK:-1} --kill-on-bad-exit=1"
         mpirun_words=$(LAUNCHER=mpirun spectron_launcher)
         mpirun_one="mpirun -np $nodes --map-by ppr:1:node"
         wanted=$LAUNCHER other=mpirun
@@ -96,10 +96,12 @@ check() {
     for launcher in $wanted $other; do
         # the one that jobs will not use need not be there
         [ "$launcher" = "$wanted" ] || [ "$launcher" = mpirun ] || srun --mpi=list 2>&1 | grep -qw pmix || continue
+        at_once=
+        [ "$launcher" != srun ] || at_once=--kill-on-bad-exit=1 # a rank that crashes ends the trial at once
         one=${launcher}_one words=${launcher}_words
         # shellcheck disable=SC2086 # lists of words
         if starts "$launcher, a rank a node" ${!one} "$CHECK_SITE" --hello "$nodes" &&
-            starts "$launcher, all ranks" ${!words} "$CHECK_SITE" --hello "$ranks"; then
+            starts "$launcher, all ranks" ${!words} ${at_once} "$CHECK_SITE" --hello "$ranks"; then
             works=${works:-$launcher}
         elif [ "$launcher" = "$wanted" ]; then
             refused="$what does not work: $why"
