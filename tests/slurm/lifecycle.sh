@@ -20,6 +20,7 @@ make_data
 make_job job.toml unused
 steps=1000
 sandbox_up slurm 3 4 2
+sandbox_patient_srun
 step "Slurm is up: $(sinfo -h -o '%D nodes of %c CPUs, %G' | sort -u | head -n 1)"
 
 # submit NAME TEMPLATE OPTION... -- SETTING...: a job of four one-thread ranks on two nodes unless the options say otherwise; prints its number
