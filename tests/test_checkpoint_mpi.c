@@ -5,6 +5,8 @@
 
 #include "faults.h"
 #include "host_backend.h"
+
+#include "io/hdf5_process.h"
 #include "mpi_test.h"
 
 #include "io/checkpoint.h"
@@ -177,6 +179,7 @@ int main(int argc, char **argv) {
   for (int i = 0; argc == 3 && i < 3; i++)
     if (strcmp(argv[1], modes[i]) == 0) {
       file = argv[2];
+      if (spt_hdf5_process_start() != SPT_OK) return 1; // before MPI: it forks
       return mpi_test_run(argc, argv, "test_checkpoint_mpi", &all[i], 1);
     }
   fprintf(stderr, "usage: test_checkpoint_mpi write|read|damaged FILE\n");

@@ -9,7 +9,7 @@
 #include <math.h>
 
 #define STEPS 3
-#define PATIENCE 60.0 /* seconds until a request that never completes fails the test instead of hanging it */
+#define PATIENCE 200.0 /* seconds until a request that never completes fails the test instead of hanging it */
 
 typedef struct setting {
   spt_model_config model;
