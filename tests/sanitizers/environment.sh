@@ -8,7 +8,7 @@ sanitizers=$source/tests/sanitizers
 asan_environment() {
     export ASAN_OPTIONS="halt_on_error=1:exitcode=99:detect_leaks=1:detect_stack_use_after_return=1:allocator_may_return_null=1:verify_asan_link_order=0:log_path=$1"
     export UBSAN_OPTIONS="halt_on_error=1:exitcode=99:print_stacktrace=1:log_path=$1"
-    export LSAN_OPTIONS="exitcode=99:print_suppressions=0"
+    export LSAN_OPTIONS="exitcode=99:print_suppressions=0:suppressions=$sanitizers/hdf5.supp"
 }
 
 # Without halt_on_error: a race is reported, and the run goes on to the next.
@@ -23,7 +23,7 @@ tsan_environment() {
 mpi_environment() {
     [ -f "$1" ] || cc -shared -fPIC -o "$1" "$sanitizers/keep_loaded.c"
     export LD_PRELOAD="$1"
-    export LSAN_OPTIONS="${LSAN_OPTIONS:-}:suppressions=$sanitizers/lsan.supp"
+    export LSAN_OPTIONS="exitcode=99:print_suppressions=0:suppressions=$sanitizers/lsan.supp"
 }
 
 # The command that a program runs under: valgrind's memcheck. oneDNN writes its code for the processor at hand, and valgrind
