@@ -9,6 +9,9 @@
 #include <cstring>
 #include <type_traits>
 
+#undef __launch_bounds__
+#define __launch_bounds__(...) /* a hint to nvcc; check_launch has the limits */
+
 /* Shared memory is declared by SPT_SHARED alone: a bare __shared__ would be an ordinary variable here. */
 #undef __shared__
 #define __shared__ static_assert(false, "declare shared memory by SPT_SHARED or SPT_DYNAMIC_SHARED (kernels/launch.cuh)");

@@ -69,8 +69,11 @@ std::map<unsigned char *, size_t>::iterator find(const void *pointer) {
   return at < it->first + it->second ? it : memory.allocations.end();
 }
 
+/* Of all from the first live allocation on; what lies before has been freed and keeps its rights, none. */
 void protect(int rights) {
-  if (memory.used && mprotect(memory.base, memory.used, rights) != 0) fault("mprotect: %s", strerror(errno));
+  if (memory.allocations.empty()) return;
+  unsigned char *first = memory.allocations.begin()->first;
+  if (mprotect(first, (size_t)(memory.base + memory.used - first), rights) != 0) fault("mprotect: %s", strerror(errno));
 }
 
 size_t limit() {
@@ -110,7 +113,9 @@ void device_free(void *pointer) {
   if (it == memory.allocations.end()) fault("cudaFree(%p): no such allocation", pointer);
   ASAN_POISON_MEMORY_REGION(it->first, it->second);
   memory.live -= it->second;
-  if (it->second) madvise(it->first, (it->second + 4095) / 4096 * 4096, MADV_DONTNEED);
+  const size_t pages = (it->second + 4095) / 4096 * 4096;
+  if (pages && (madvise(it->first, pages, MADV_DONTNEED) != 0 || mprotect(it->first, pages, PROT_NONE) != 0))
+    fault("madvise or mprotect: %s", strerror(errno));
   memory.allocations.erase(it);
 }
 

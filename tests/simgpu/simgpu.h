@@ -76,6 +76,7 @@ void drift();
 /* What was done so far: for counts of a step. */
 struct counters {
   int64_t launches, synchronizations, copies, copied_bytes, event_waits;
+  int64_t products, unaligned_products; /* of cuBLAS; those with an operand or a leading dimension off 16 bytes are slow on a GPU */
 };
 extern counters counted;
 int64_t launches_of(const char *kernel);
