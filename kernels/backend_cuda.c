@@ -50,7 +50,7 @@ spt_status spt_cuda_end(spt_cuda *cuda, spt_op_cost cost) {
 
 /* ---- memory ---- */
 
-static spt_status allocate(spt_cuda *cuda, size_t bytes, void **pointer_p) {
+static spt_status allocate(size_t bytes, void **pointer_p) {
   const cudaError_t error = cudaMalloc(pointer_p, bytes ? bytes : 1);
   if (error == cudaErrorMemoryAllocation) {
     (void)cudaGetLastError(); // it is told here, not by the next call
@@ -61,14 +61,13 @@ static spt_status allocate(spt_cuda *cuda, size_t bytes, void **pointer_p) {
                     bytes, available, total);
   }
   SPT_CUDA(error);
-  cuda->allocations++;
   return SPT_OK;
 }
 
 static spt_status cuda_alloc(spt_backend *backend, size_t bytes, void **pointer_p) {
   spt_cuda *cuda = (spt_cuda *)backend;
   void *memory = NULL;
-  SPT_TRY(allocate(cuda, bytes, &memory));
+  SPT_TRY(allocate(bytes, &memory));
   const cudaError_t error = cudaMemsetAsync(memory, 0, bytes, cuda->stream);
   if (error != cudaSuccess) (void)cudaFree(memory);
   SPT_CUDA(error);
@@ -84,7 +83,8 @@ static void cuda_free(spt_backend *backend, void *pointer, size_t bytes) {
 spt_status spt_cuda_scratch(spt_cuda *cuda, size_t bytes, void **scratch_p) {
   if (bytes > cuda->scratch_bytes) {
     void *larger = NULL;
-    SPT_TRY(allocate(cuda, bytes, &larger));
+    SPT_TRY(allocate(bytes, &larger));
+    cuda->grown++;
     SPT_CUDA(cudaFree(cuda->scratch)); // waits for what uses it
     cuda->scratch = larger;
     cuda->scratch_bytes = bytes;
@@ -315,7 +315,7 @@ static spt_status open_cublas(spt_cuda *cuda) {
   if (status == CUBLAS_STATUS_SUCCESS) status = lib->set_stream(cuda->cublas, cuda->stream);
   // after the stream, which resets it; a workspace of our own makes results repeatable
   if (status == CUBLAS_STATUS_SUCCESS) {
-    SPT_TRY(allocate(cuda, CUBLAS_WORKSPACE, &cuda->cublas_workspace));
+    SPT_TRY(allocate(CUBLAS_WORKSPACE, &cuda->cublas_workspace));
     status = lib->set_workspace(cuda->cublas, cuda->cublas_workspace, CUBLAS_WORKSPACE);
   }
   const cublasMath_t math = CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
@@ -332,7 +332,7 @@ static spt_status open_device(spt_cuda *cuda) {
   cuda->staging.memory = memory;
   for (int i = 0; i < SPT_CUDA_SLOTS; i++) SPT_CUDA(cudaEventCreateWithFlags(&cuda->staging.done[i], cudaEventDisableTiming));
   void *table = NULL;
-  SPT_TRY(allocate(cuda, 3 * SPT_CUDA_BATCH * sizeof *cuda->batch_table, &table));
+  SPT_TRY(allocate(3 * SPT_CUDA_BATCH * sizeof *cuda->batch_table, &table));
   cuda->batch_table = table;
   SPT_TRY(open_cublas(cuda));
   struct cudaDeviceProp properties;

@@ -35,7 +35,7 @@ typedef struct spt_cuda {
   void *scratch; /* of the vector ops, in the stream's order */
   size_t scratch_bytes;
   const void **batch_table; /* (3, SPT_CUDA_BATCH) */
-  int64_t allocations;      /* so far; constant once the shapes have been seen */
+  int64_t grown;            /* times that new shapes have allocated */
   /* of the running op, while profiling: seconds, and matrix products executed */
   double began, products;
   struct {

@@ -3,7 +3,9 @@
 #include "simgpu/simgpu.h"
 
 #include <cmath>
+#include <cstring>
 #include <cublas_v2.h>
+#include <cuda_runtime_api.h>
 
 enum { M = 5, N = 7, K = 3, ROOM = 64 }; // C (M, N) = A (M, K)·B (K, N), column-major, each in ROOM elements
 
@@ -14,6 +16,9 @@ struct world {
   void *workspace;
   float one, zero;
 };
+
+using planted::expect;
+using planted::must;
 
 static void want(cublasStatus_t status) {
   expect(status == CUBLAS_STATUS_SUCCESS, "cuBLAS succeeds");
@@ -210,7 +215,8 @@ static void wrong_freed(world &w) {
   product(w, call());
 }
 
-static const planted_case<world> cases[] = {
+typedef planted::test_case<world &> test_case;
+static const test_case cases[] = {
     {"products, transposed or not", right_products, nullptr},
     {"alpha and beta", right_scales, nullptr},
     {"bf16 operands", right_bf16, nullptr},
@@ -236,5 +242,8 @@ static const planted_case<world> cases[] = {
 };
 
 int main() {
-  return run_planted(open_world, cases);
+  return planted::run_all(cases, [](const test_case &c) {
+    world w = open_world();
+    c.body(w);
+  });
 }
