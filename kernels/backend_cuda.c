@@ -308,7 +308,7 @@ bool spt_cuda_present(char *why_p, size_t size) {
   return false;
 }
 
-static spt_status open_cublas(spt_cuda *cuda) {
+static spt_status open_cublas(spt_cuda *cuda, bool tf32) {
   const spt_cublas *lib = &cuda->lib;
   SPT_TRY(spt_cublas_load(&cuda->lib));
   cublasStatus_t status = lib->create(&cuda->cublas);
@@ -318,13 +318,13 @@ static spt_status open_cublas(spt_cuda *cuda) {
     SPT_TRY(allocate(CUBLAS_WORKSPACE, &cuda->cublas_workspace));
     status = lib->set_workspace(cuda->cublas, cuda->cublas_workspace, CUBLAS_WORKSPACE);
   }
-  const cublasMath_t math = CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+  const cublasMath_t math = (tf32 ? CUBLAS_TF32_TENSOR_OP_MATH : CUBLAS_DEFAULT_MATH) | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
   if (status == CUBLAS_STATUS_SUCCESS) status = lib->set_math_mode(cuda->cublas, math);
   if (status != CUBLAS_STATUS_SUCCESS) return SPT_FAIL(SPT_ERR_RESOURCE, "cuBLAS does not start: %s", lib->status_string(status));
   return SPT_OK;
 }
 
-static spt_status open_device(spt_cuda *cuda) {
+static spt_status open_device(spt_cuda *cuda, bool tf32) {
   SPT_CUDA(cudaGetDevice(&cuda->device));
   SPT_CUDA(cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking));
   void *memory = NULL;
@@ -334,11 +334,11 @@ static spt_status open_device(spt_cuda *cuda) {
   void *table = NULL;
   SPT_TRY(allocate(3 * SPT_CUDA_BATCH * sizeof *cuda->batch_table, &table));
   cuda->batch_table = table;
-  SPT_TRY(open_cublas(cuda));
+  SPT_TRY(open_cublas(cuda, tf32));
   struct cudaDeviceProp properties;
   SPT_CUDA(cudaGetDeviceProperties(&properties, cuda->device));
   snprintf(cuda->base.description, sizeof cuda->base.description, "cuda, %.80s (capability %d.%d, %.1f GiB), %s", properties.name,
-           properties.major, properties.minor, (double)properties.totalGlobalMem / (1 << 30), cuda->base.act == SPT_BF16 ? "bf16" : "fp32");
+           properties.major, properties.minor, (double)properties.totalGlobalMem / (1 << 30), cuda->base.act == SPT_BF16 ? "bf16" : tf32 ? "fp32, products in tf32" : "fp32");
   return SPT_OK;
 }
 
@@ -349,10 +349,10 @@ spt_status spt_cuda_open(spt_precision precision, int threads, int local_ranks, 
   spt_cuda *cuda = calloc(1, sizeof *cuda);
   if (!cuda) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for the CUDA backend");
   cuda->base.ops = &cuda_ops;
-  cuda->base.act = precision == SPT_PRECISION_FP32 ? SPT_F32 : SPT_BF16;
+  cuda->base.act = precision == SPT_PRECISION_FP32 || precision == SPT_PRECISION_TF32 ? SPT_F32 : SPT_BF16;
   cuda->base.threads = spt_host_threads(threads, local_ranks);
   cuda->base.processors = 1;
-  const spt_status status = open_device(cuda);
+  const spt_status status = open_device(cuda, precision == SPT_PRECISION_TF32);
   if (status != SPT_OK) {
     spt_backend *base = &cuda->base;
     cuda_close(&base);

@@ -51,7 +51,8 @@ typedef struct spt_cuda {
       return SPT_FAIL(SPT_ERR_RESOURCE, "CUDA: %s: %s", #call, cudaGetErrorString(spt_cuda_error_));                   \
   } while (0)
 
-/* Opens the current device (cudaSetDevice before it chooses another; the first is the default). precision AUTO is bf16. threads: of the host, as for
+/* Opens the current device (cudaSetDevice before it chooses another; the first is the default). precision AUTO is bf16, TF32 is fp32 but for
+ * the operands of products. threads: of the host, as for
  * the CPU backend. SPT_ERR_RESOURCE: no device, or its libraries failed. */
 spt_status spt_cuda_open(spt_precision precision, int threads, int local_ranks, spt_backend **backend_p);
 /* Whether a device can be used; why_p: its name, or why not (64 bytes or more). */

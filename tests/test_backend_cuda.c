@@ -29,7 +29,8 @@ static void test_open(void **state) {
     spt_precision precision;
     spt_dtype act;
     const char *word;
-  } cases[] = {{SPT_PRECISION_AUTO, SPT_BF16, "bf16"}, {SPT_PRECISION_BF16, SPT_BF16, "bf16"}, {SPT_PRECISION_FP32, SPT_F32, "fp32"}};
+  } cases[] = {{SPT_PRECISION_AUTO, SPT_BF16, "bf16"}, {SPT_PRECISION_BF16, SPT_BF16, "bf16"}, {SPT_PRECISION_FP32, SPT_F32, "fp32"},
+               {SPT_PRECISION_TF32, SPT_F32, "tf32"}};
   for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
     spt_backend *backend = open_backend(cases[i].precision);
     assert_int_equal(backend->act, cases[i].act);

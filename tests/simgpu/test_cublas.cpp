@@ -125,6 +125,19 @@ static void right_bf16(world &w) { // 1.0 is 0x3f80; to bf16 and to fp32; a sum 
   get(w, w.c);
   expect(words[0] == 0x4381 && words[1] == 0x4040, "bf16 of bf16"); // 258, 3
 }
+static void right_tf32(world &w) { // operands are rounded to 11 bits where that is asked for, and only there
+  for (int i = 0; i < ROOM; i++) w.host[i] = 1 + 0x1p-11f;
+  put(w, w.a);
+  for (int i = 0; i < ROOM; i++) w.host[i] = i % K == 0;
+  put(w, w.b);
+  product(w, call());
+  get(w, w.c);
+  expect(w.host[0] == 1 + 0x1p-11f, "fp32 by default");
+  want(cublasSetMathMode(w.cublas, CUBLAS_TF32_TENSOR_OP_MATH));
+  product(w, call());
+  get(w, w.c);
+  expect(w.host[0] == 1 + 0x1p-10f, "tf32 when asked for");
+}
 static void right_batches(world &w) {
   float *list = device(9 * sizeof(void *));
   const void *entries[9];
@@ -220,6 +233,7 @@ static const test_case cases[] = {
     {"products, transposed or not", right_products, nullptr},
     {"alpha and beta", right_scales, nullptr},
     {"bf16 operands", right_bf16, nullptr},
+    {"fp32, and tf32 by option", right_tf32, nullptr},
     {"batches by lists and by strides", right_batches, nullptr},
     {"lazy", right_lazy, nullptr},
     {"too small a leading dimension of A", wrong_leading, "the leading dimension of A is 4"},
