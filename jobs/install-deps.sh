@@ -9,7 +9,7 @@ packages="gcc g++ meson ninja-build pkg-config git ca-certificates perl xz-utils
  libdnnl-dev libopenmpi-dev openmpi-bin libhdf5-dev libsentencepiece-dev libxxhash-dev libjansson-dev
  libtomlplusplus-dev libssl-dev liblapacke-dev libopenblas-dev libcmocka-dev gnuplot-nox libsword-utils"
 
-[ "${1:-}" != tests ] || packages="$packages slurmctld slurmd slurm-client munge procps hostname iproute2 valgrind"
+[ "${1:-}" != tests ] || packages="$packages slurmctld slurmd slurm-client munge procps hostname iproute2 valgrind libboost-context-dev"
 
 if ! command -v dpkg-query >/dev/null 2>&1; then
     echo "install-deps.sh: no dpkg on this system; install the equivalents of:" >&2

@@ -1,15 +1,60 @@
-/* name → backend */
+/* name → backend. SPT_HAVE_CUDA: the CUDA backend is linked in; SPT_NO_CPU: the CPU's is not (the GPU simulator's programs). */
+#ifdef SPT_HAVE_CUDA
+#include "backend_cuda.h"
+#endif
+#ifndef SPT_NO_CPU
 #include "backend_cpu.h"
+#endif
 
+#include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
+
+/* Why AUTO chose: behind what the backend says of itself. */
+static void add_reason(spt_backend *backend, const char *reason) {
+  const size_t length = strlen(backend->description);
+  snprintf(backend->description + length, sizeof backend->description - length, "%s", reason);
+}
+
+#ifdef SPT_HAVE_CUDA
+/* *done_p false: the CPU it is, for `reason`. */
+static spt_status open_cuda(spt_backend_kind kind, spt_precision precision, int threads, int local_ranks, spt_backend **backend_p,
+                            bool *done_p, char *reason, size_t size) {
+  char why[128];
+  const bool present = kind != SPT_BACKEND_CPU && spt_cuda_present(why, sizeof why);
+  *done_p = kind == SPT_BACKEND_CUDA || present;
+  if (*done_p) {
+    SPT_TRY(spt_cuda_open(precision, threads, local_ranks, backend_p));
+    if (kind == SPT_BACKEND_AUTO) add_reason(*backend_p, ", by auto: it is present");
+  } else if (kind == SPT_BACKEND_AUTO)
+    snprintf(reason, size, ", by auto: no CUDA device (%s)", why);
+  return SPT_OK;
+}
+#else
+static spt_status open_cuda(spt_backend_kind kind, spt_precision precision, int threads, int local_ranks, spt_backend **backend_p,
+                            bool *done_p, char *reason, size_t size) {
+  (void)precision, (void)threads, (void)local_ranks, (void)backend_p, (void)reason, (void)size;
+  *done_p = false;
+  if (kind != SPT_BACKEND_CUDA) return SPT_OK;
+  return SPT_FAIL(SPT_ERR_USAGE, "device.backend = \"cuda\": this build has no CUDA backend; use \"cpu\" or \"auto\", or build it where the "
+                                 "CUDA toolkit is (meson setup -Dcuda=enabled -Dtoolkit=FOLDER)");
+}
+#endif
 
 spt_status spt_backend_open(spt_backend_kind kind, spt_precision precision, int threads, int local_ranks,
                             spt_backend **backend_p) {
-  if (kind == SPT_BACKEND_CUDA)
-    return SPT_FAIL(SPT_ERR_USAGE,
-                    "device.backend = \"cuda\": this build has no CUDA backend; use \"cpu\" or \"auto\"");
-  return spt_cpu_open(precision, threads, local_ranks, backend_p);
+  bool done;
+  char reason[192] = "";
+  SPT_TRY(open_cuda(kind, precision, threads, local_ranks, backend_p, &done, reason, sizeof reason));
+  if (done) return SPT_OK;
+#ifdef SPT_NO_CPU
+  return SPT_FAIL(SPT_ERR_USAGE, "device.backend = \"cpu\": this build has no CPU backend");
+#else
+  SPT_TRY(spt_cpu_open(precision, threads, local_ranks, backend_p));
+  add_reason(*backend_p, reason);
+  return SPT_OK;
+#endif
 }
 
 static double now(void) {
@@ -54,18 +99,28 @@ static spt_status run_product(spt_backend *backend, const void *arguments) {
   return backend->ops->batched_gemm(backend, arguments);
 }
 
+/* The edge of the product that is measured: large enough for the device's full rate. */
+static int64_t product_edge(const spt_backend *backend) {
+#ifdef SPT_SIMGPU
+  (void)backend;
+  return 32;
+#else
+  return backend->host_memory ? 768 : 8192;
+#endif
+}
+
 /* One square product, on one thread, times the processors that the threads have to themselves: schedulers may let all
  * threads share a core for the first second, so that a product on each would show a part of the rate. */
 static spt_status measure_flops(spt_backend *backend) {
-  enum { EDGE = 768 };
-  const size_t matrix = (size_t)EDGE * EDGE * spt_dtype_size(backend->act);
+  const int64_t edge = product_edge(backend);
+  const size_t matrix = (size_t)(edge * edge) * spt_dtype_size(backend->act);
   void *slab = NULL;
   SPT_TRY(backend->ops->alloc(backend, 3 * matrix, &slab));
   const void *const a = slab, *const b = (unsigned char *)slab + matrix;
   void *const c = (unsigned char *)slab + 2 * matrix;
   const spt_gemm_batch batch = {
-      .batch = 1, .m = EDGE, .n = EDGE, .k = EDGE, .alpha = 1.0f, .dtype = backend->act, .a = &a, .b = &b, .c = &c};
-  const measured_op op = {run_product, &batch, 2.0 * (double)EDGE * EDGE * EDGE};
+      .batch = 1, .m = edge, .n = edge, .k = edge, .alpha = 1.0f, .dtype = backend->act, .a = &a, .b = &b, .c = &c};
+  const measured_op op = {run_product, &batch, 2.0 * (double)(edge * edge * edge)};
   const spt_status status = measure(backend, &op, &backend->peak_flops);
   backend->ops->free(backend, slab, 3 * matrix);
   backend->peak_flops *= backend->processors;

@@ -1,8 +1,8 @@
 #include "backend_cpu.h"
+#include "host_threads.h"
 
 #include <limits.h>
 #include <omp.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -235,21 +235,6 @@ static const spt_ops cpu_ops = {.name = "cpu",
                                 .factor_update = spt_cpu_factor_update,
                                 .adamw = spt_cpu_adamw};
 
-/* CPUs that this process may run on. */
-static int allowed_cpus(void) {
-#ifdef __linux__
-  for (int cpus = 1024; cpus <= 1 << 20; cpus *= 4) { // the kernel refuses a set smaller than its own
-    cpu_set_t *set = CPU_ALLOC((size_t)cpus);
-    if (!set) break;
-    const size_t size = CPU_ALLOC_SIZE((size_t)cpus);
-    const int count = sched_getaffinity(0, size, set) == 0 ? CPU_COUNT_S(size, set) : 0;
-    CPU_FREE(set);
-    if (count > 0) return count;
-  }
-#endif
-  return omp_get_num_procs();
-}
-
 static spt_status open_threads(spt_cpu *cpu, bool native) {
   const size_t bytes = (size_t)cpu->base.threads * sizeof *cpu->threads;
   cpu->threads = aligned_alloc(_Alignof(spt_cpu_thread), bytes);
@@ -260,6 +245,8 @@ static spt_status open_threads(spt_cpu *cpu, bool native) {
 }
 
 spt_status spt_cpu_open(spt_precision precision, int threads, int local_ranks, spt_backend **backend_p) {
+  if (precision == SPT_PRECISION_TF32)
+    return SPT_FAIL(SPT_ERR_USAGE, "device.precision = \"tf32\" is for GPUs: use \"fp32\", \"bf16\" or \"auto\" on the CPU");
   const char *unit = spt_gemm_bf16_unit();
   spt_cpu *cpu = calloc(1, sizeof *cpu);
   if (!cpu) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for the CPU backend");
@@ -273,10 +260,9 @@ spt_status spt_cpu_open(spt_precision precision, int threads, int local_ranks, s
   cpu->simd = spt_simd_kernels_for(spt_gemm_isa());
   cpu->attention_by_products = unit && strcmp(unit, "AMX") == 0;
   cpu->base.act = precision == SPT_PRECISION_BF16 || (precision == SPT_PRECISION_AUTO && unit) ? SPT_BF16 : SPT_F32;
-  cpu->base.threads = threads > 0 ? threads : allowed_cpus() / (local_ranks > 0 ? local_ranks : 1);
-  if (cpu->base.threads < 1) cpu->base.threads = 1;
-  const int share = allowed_cpus() / (local_ranks > 0 ? local_ranks : 1);
-  cpu->base.processors = share < 1 ? 1 : share < cpu->base.threads ? share : cpu->base.threads;
+  cpu->base.threads = spt_host_threads(threads, local_ranks);
+  const int share = spt_host_share(local_ranks);
+  cpu->base.processors = share < cpu->base.threads ? share : cpu->base.threads;
   const spt_status status = open_threads(cpu, unit != NULL);
   if (status != SPT_OK) {
     spt_backend *base = &cpu->base;

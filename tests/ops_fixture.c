@@ -1,6 +1,5 @@
 #include "ops_fixture.h"
 
-#include "backend_cpu.h"
 #include "core/rng.h"
 
 #include <inttypes.h>
@@ -60,6 +59,7 @@ void *ops_poison_bytes(ops_fixture *f, size_t bytes) {
   memset((unsigned char *)host + bytes, 0xA5, CANARY);
   OPS_OK(f->backend->ops->upload(f->backend, memory, host, bytes + CANARY));
   free(host);
+  ops_device_forbid((unsigned char *)memory + bytes, CANARY);
   return track(f, memory, bytes, false);
 }
 
@@ -102,6 +102,12 @@ void *ops_put(ops_fixture *f, double *values, int64_t count, spt_dtype dtype) {
 int32_t *ops_put_ids(ops_fixture *f, const int32_t *ids, int64_t count) {
   int32_t *memory = ops_poison(f, count, SPT_F32);
   OPS_OK(f->backend->ops->upload(f->backend, memory, ids, (size_t)count * sizeof *ids));
+  return memory;
+}
+
+spt_control *ops_put_control(ops_fixture *f, spt_control control) {
+  spt_control *memory = ops_poison_bytes(f, sizeof control);
+  OPS_OK(f->backend->ops->upload(f->backend, memory, &control, sizeof control));
   return memory;
 }
 
@@ -166,6 +172,7 @@ static void release(ops_fixture *f) {
       continue;
     }
     unsigned char canary[CANARY];
+    ops_device_allow((unsigned char *)memory + f->buffers[i].bytes, CANARY);
     OPS_OK(f->backend->ops->download(f->backend, canary, (unsigned char *)memory + f->buffers[i].bytes, CANARY));
     for (int k = 0; k < CANARY; k++)
       if (canary[k] != 0xA5)
@@ -179,17 +186,19 @@ static uint64_t run_once(spt_backend *backend, const char *name, uint64_t seed, 
                          void (*body)(ops_fixture *f)) {
   ops_fixture f = {
       .backend = backend, .act = backend->act, .name = name, .seed = seed, .check = check, .hash = 0xCBF29CE484222325u};
+  const int64_t launches = ops_device_launches();
   body(&f);
   release(&f);
+  if (launches >= 0 && ops_device_launches() == launches) fail_msg("%s: launched nothing", name);
   return f.hash;
 }
 
 void ops_run(const char *name, void (*body)(ops_fixture *f), int repetitions) {
   const spt_precision precisions[] = {SPT_PRECISION_FP32, SPT_PRECISION_BF16};
   for (int p = 0; p < 2; p++)
-    for (int threads = 1; threads <= 3; threads++) {
+    for (int threads = 1; threads <= ops_device_threads(); threads++) {
       spt_backend *backend = NULL;
-      OPS_OK(spt_backend_open(SPT_BACKEND_CPU, precisions[p], threads, 1, &backend));
+      OPS_OK(ops_device_open(precisions[p], threads, &backend));
       if (p == 1 && threads == 1) print_message("%s: %s\n", name, backend->description);
       for (int i = 0; i < repetitions; i++) {
         static uint64_t one_thread[64];
@@ -199,10 +208,10 @@ void ops_run(const char *name, void (*body)(ops_fixture *f), int repetitions) {
         if (threads == 1) one_thread[i] = hash;
         if (hash != one_thread[i])
           fail_msg("%s (%s, seed %" PRIu64 "): not the same bits as with 1 thread", name, backend->description, seed);
-        const int64_t misses = spt_cpu_gemm_misses(backend);
+        const int64_t misses = ops_device_made(backend);
         if (run_once(backend, name, seed, false, body) != hash)
           fail_msg("%s (%s, seed %" PRIu64 "): not the same bits when run again", name, backend->description, seed);
-        if (spt_cpu_gemm_misses(backend) != misses)
+        if (ops_device_made(backend) != misses)
           fail_msg("%s (%s, seed %" PRIu64 "): allocated when run again", name, backend->description, seed);
       }
       backend->ops->close(&backend);

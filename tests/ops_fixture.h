@@ -1,10 +1,10 @@
-/* Conformance of a backend's ops: runs a case in fp32 and bf16 with 1, 2 and 3 threads, twice each, against the
- * reference. Outputs start as NaN, every buffer is followed by a canary, all outputs must be the same bits whatever the
- * threads, and the second run must create no primitive. */
+/* Conformance of a backend's ops (ops_device.h): runs a case in fp32 and bf16 with 1, 2 and 3 threads, twice each,
+ * against the reference. Outputs start as NaN, every buffer is followed by a canary, all outputs must be the same bits
+ * whatever the threads, and the second run must create no primitive; where launches are counted, each run has some. */
 #ifndef SPT_OPS_FIXTURE_H
 #define SPT_OPS_FIXTURE_H
 
-#include "core/backend.h"
+#include "ops_device.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -39,6 +39,7 @@ double *ops_zeros(ops_fixture *f, int64_t count);
  * sees. */
 void *ops_put(ops_fixture *f, double *values, int64_t count, spt_dtype dtype);
 int32_t *ops_put_ids(ops_fixture *f, const int32_t *ids, int64_t count);
+spt_control *ops_put_control(ops_fixture *f, spt_control control);
 /* Backend memory full of NaN. */
 void *ops_poison(ops_fixture *f, int64_t count, spt_dtype dtype);
 void *ops_poison_bytes(ops_fixture *f, size_t bytes);
@@ -59,5 +60,9 @@ void ops_check(const ops_fixture *f, const char *what, const double *got, const 
 
 /* Runs `body` `repetitions` times with different draws. */
 void ops_run(const char *name, void (*body)(ops_fixture *f), int repetitions);
+/* The status of a test program: failed tests, or kernels (as launched, ops_device.h) that it should have launched and did
+ * not. */
+#define OPS_MAIN(tests, kernels)                                                                                        \
+  (cmocka_run_group_tests(tests, NULL, NULL) + ops_device_unused(kernels, sizeof(kernels) / sizeof *(kernels)))
 
 #endif

@@ -19,6 +19,9 @@ static void test_open(void **state) {
   assert_int_equal(spt_backend_open(SPT_BACKEND_CUDA, SPT_PRECISION_AUTO, 0, 1, &backend), SPT_ERR_USAGE);
   assert_null(backend);
   assert_non_null(strstr(spt_error_message(), "cuda"));
+  assert_int_equal(spt_backend_open(SPT_BACKEND_CPU, SPT_PRECISION_TF32, 0, 1, &backend), SPT_ERR_USAGE);
+  assert_null(backend);
+  assert_non_null(strstr(spt_error_message(), "tf32"));
   static const struct {
     spt_precision precision;
     int threads, local_ranks;
@@ -58,11 +61,13 @@ static void test_peak_and_profile(void **state) {
   OPS_OK(backend->ops->alloc(backend, 1 << 22, &memory));
   assert_int_equal((uintptr_t)memory % 64, 0);
   for (int i = 0; i < 1 << 22; i++) assert_int_equal(((unsigned char *)memory)[i], 0);
-  spt_control control = {0};
-  OPS_OK(backend->ops->gradient_stats(backend, 1 << 20, memory, &control));
+  void *control; // zeroed
+  OPS_OK(backend->ops->alloc(backend, sizeof(spt_control), &control));
+  OPS_OK(backend->ops->gradient_stats(backend, 1 << 20, memory, control));
   const spt_op_profile *row = &backend->profile.ops[SPT_OP_GRADIENT_STATS][0];
   assert_true(row->calls == 1 && row->seconds > 0.0 && row->products == 0.0 && row->flops == 0.0);
   assert_true(row->bytes == 4.0 * (1 << 20));
+  backend->ops->free(backend, control, sizeof(spt_control));
   backend->ops->free(backend, memory, 1 << 22);
   backend->ops->close(&backend);
 }

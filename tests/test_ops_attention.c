@@ -1,15 +1,16 @@
 /* Causal attention: head widths 1…128, grouped-query heads, sequence lengths around the block edges. */
 #include "ops_fixture.h"
 
-#include "backend_cpu.h"
 #include "reference.h"
+
+#include <math.h>
 
 static ref_attention shape;
 static double spread = 1.5; /* of the operands; huge ones only go forward */
-static bool by_products; /* the way that is taken where whole products reach AMX */
+static int way; /* of the device's */
 
 static void body(ops_fixture *f) {
-  ((spt_cpu *)f->backend)->attention_by_products = by_products;
+  ops_device_attention_way(f->backend, way);
   ref_attention a = shape;
   const int64_t N = a.sequences * a.seq_len, width = (a.heads + 2 * a.kv_heads) * a.head_dim,
                 out = a.heads * a.head_dim;
@@ -27,9 +28,8 @@ static void body(ops_fixture *f) {
       .o = ops_poison(f, N * out, f->act),
       .lse = ops_poison(f, N * a.heads, SPT_F32),
       .d_o = ops_put(f, d_o, N * out, f->act),
-      .dqkv = ops_poison(f, N * width, f->act),
-      .workspace =
-          ops_poison_bytes(f, spt_cpu_attention_workspace((const spt_cpu *)f->backend, a.seq_len, a.head_dim, true))};
+      .dqkv = ops_poison(f, N * width, f->act)};
+  args.workspace = ops_poison_bytes(f, ops_device_attention_workspace(f->backend, &args));
   const int64_t widths[3] = {out, a.kv_heads * a.head_dim, a.kv_heads * a.head_dim};
   a.qkv = ops_join(f, qkv, N, 3, widths); // the reference wants q|k|v by row
   if (f->check) ref_attention_forward(&a, o, lse);
@@ -72,8 +72,7 @@ static void run_cases(void) {
 /* Scores so large that their rounding exceeds what exp can take: one key has all the probability, nothing is NaN. */
 static void test_huge(void **state) {
   (void)state;
-  for (int way = 0; way < 2; way++) {
-    by_products = way;
+  for (way = 0; way < ops_device_attention_ways(); way++) {
     spread = 1e6;
     shape = (ref_attention){2, 70, 2, 1, 32, NULL};
     ops_run("attention of huge scores", body, 1);
@@ -81,19 +80,12 @@ static void test_huge(void **state) {
   }
 }
 
-static void test_tiles(void **state) {
+static void test_cases(void **state) {
   (void)state;
-  by_products = false;
-  run_cases();
-}
-static void test_products(void **state) {
-  (void)state;
-  by_products = true;
-  run_cases();
+  for (way = 0; way < ops_device_attention_ways(); way++) run_cases();
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_tiles), cmocka_unit_test(test_products),
-                                     cmocka_unit_test(test_huge)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_cases), cmocka_unit_test(test_huge)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

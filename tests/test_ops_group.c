@@ -1,7 +1,6 @@
 /* Pair groups: every prologue × epilogue × dense/low-rank, odd shapes drawn anew in each run. */
 #include "ops_fixture.h"
 
-#include "backend_cpu.h"
 #include "reference.h"
 
 #include <stdio.h>
@@ -73,7 +72,7 @@ static void make_group(ops_fixture *f, group_test *g) {
   g->t = chosen_dense ? NULL : ops_poison(f, g->tokens * g->rank, f->act);
   g->rstd = ops_poison(f, g->tokens, SPT_F32);
   g->weights = ops_poison_bytes(f, f->backend->ops->group_packed_bytes(f->backend, desc));
-  g->workspace = ops_poison_bytes(f, spt_cpu_group_workspace((const spt_cpu *)f->backend, desc, g->tokens, true));
+  g->workspace = ops_poison_bytes(f, ops_device_group_workspace(f->backend, desc, g->tokens, true));
   g->ref =
       (ref_group){.desc = desc, .tokens = g->tokens, .seq_len = g->seq_len, .x = x, .gain = gain, .residual = residual};
   for (int j = 0; j < desc->count; j++) g->ref.a[j] = g->a[j], g->ref.b[j] = g->b[j];
@@ -199,5 +198,8 @@ static void test_large(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_all), cmocka_unit_test(test_large)};
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  static const char *const kernels[] = {"(pack_kernel<T>)",           "(rmsnorm_kernel<T>)",         "(rmsnorm_apply_kernel<T>)",
+                                        "(rmsnorm_backward_kernel<T>)", "add_rows_kernel",             "(rope_kernel<T>)",
+                                        "(swiglu_kernel<T>)",         "(swiglu_backward_kernel<T, D>)", "(convert_kernel<T>)"};
+  return OPS_MAIN(tests, kernels);
 }

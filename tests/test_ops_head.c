@@ -1,7 +1,6 @@
 /* Embedding, and the fused final norm, head and cross-entropy. */
 #include "ops_fixture.h"
 
-#include "backend_cpu.h"
 #include "reference.h"
 
 #include <stdlib.h>
@@ -41,7 +40,7 @@ static void head_body(ops_fixture *f) {
       .targets = ops_put_ids(f, targets, N),
       .losses = ops_poison(f, N, SPT_F32),
       .loss_scale = loss_scale,
-      .workspace = ops_poison_bytes(f, spt_cpu_head_workspace((const spt_cpu *)f->backend, N, n, V, false))};
+      .workspace = ops_poison_bytes(f, ops_device_head_workspace(f->backend, N, n, V, false))};
   if (f->check) ref_head_loss(N, n, V, 1e-5, x, gain, w, targets, (double)loss_scale, losses, dx, dgain, dw);
   OPS_OK(ops->head_loss(f->backend, &args)); // evaluation writes losses only
   ops_check(f, "evaluation losses", ops_get(f, args.losses, N, SPT_F32), losses, N, f->act, 1.0);
@@ -51,7 +50,7 @@ static void head_body(ops_fixture *f) {
   args.dx = ops_poison(f, N * n, SPT_F32);
   args.dgain = ops_put(f, start_gain, n, SPT_F32);
   args.dw = ops_put(f, start_w, V * n, SPT_F32);
-  args.workspace = ops_poison_bytes(f, spt_cpu_head_workspace((const spt_cpu *)f->backend, N, n, V, true));
+  args.workspace = ops_poison_bytes(f, ops_device_head_workspace(f->backend, N, n, V, true));
   OPS_OK(ops->head_loss(f->backend, &args));
   for (int64_t i = 0; i < n; i++) dgain[i] += start_gain[i];
   for (int64_t i = 0; i < V * n; i++) dw[i] += start_w[i];
@@ -105,5 +104,7 @@ static void test_embedding(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_embedding), cmocka_unit_test(test_head)};
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  static const char *const kernels[] = {"embed_kernel", "embed_backward_kernel", "(cross_entropy_kernel<T>)",
+                                        "(rmsnorm_backward_kernel<T>)"};
+  return OPS_MAIN(tests, kernels);
 }

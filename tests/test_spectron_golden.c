@@ -2,6 +2,7 @@
  * parameters, momentum, u, norms and Adam's moments; and the contract that a pair's arithmetic is the same whoever owns
  * it. */
 #include "golden.h"
+#include "ops_device.h"
 #include "unit_test.h"
 
 #include "core/optimizer.h"
@@ -209,7 +210,7 @@ static void open_run(const method_case *c, spt_precision precision, int threads,
   void *memory;
   *r = (run){.ranks = ranks};
   share_out(r, uses_pairs);
-  assert_ok(spt_backend_open(SPT_BACKEND_CPU, precision, threads, 1, &r->backend));
+  assert_ok(ops_device_open(precision, threads, &r->backend));
   const spt_ops *ops = r->backend->ops;
   assert_ok(ops->alloc(r->backend, bytes, &memory));
   r->parameters = memory;

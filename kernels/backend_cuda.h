@@ -1,0 +1,124 @@
+/* The CUDA backend inside: what its ops share. One device, one compute stream; ops put work on it and return. The host waits in download and
+ * synchronize alone (and around every op while profiling). Shapes seen for the first time may allocate. */
+#ifndef SPT_BACKEND_CUDA_H
+#define SPT_BACKEND_CUDA_H
+
+#include "cublas_library.h"
+
+#include <cuda_runtime_api.h>
+
+#include "core/op_cost.h"
+
+/* Pinned memory through which ordinary host memory is copied: a ring of slots, each free again once its copy's event has passed. */
+enum { SPT_CUDA_SLOTS = 16, SPT_CUDA_SLOT_BYTES = 1 << 19 };
+typedef struct spt_cuda_staging {
+  unsigned char *memory; /* (SLOTS, SLOT_BYTES) pinned */
+  cudaEvent_t done[SPT_CUDA_SLOTS];
+  int64_t used; /* slots taken so far */
+} spt_cuda_staging;
+
+typedef struct spt_cuda_rope_table {
+  double theta;
+  int64_t head_dim, positions;
+  float *cosine, *sine; /* (positions, head_dim / 2), one allocation */
+} spt_cuda_rope_table;
+
+typedef struct spt_cuda {
+  spt_backend base;
+  int device;
+  cudaStream_t stream;
+  spt_cublas lib;
+  cublasHandle_t cublas;
+  void *cublas_workspace;
+  spt_cuda_staging staging;
+  spt_cuda_rope_table rope;
+  void *scratch; /* of the vector ops, in the stream's order */
+  size_t scratch_bytes;
+  const void **batch_table; /* (3, SPT_CUDA_BATCH) */
+  int64_t grown;            /* times that new shapes have allocated */
+  /* of the running op, while profiling: seconds, and matrix products executed */
+  double began, products;
+  struct {
+    int64_t calls;
+    double flops, bytes;
+  } executed;
+} spt_cuda;
+
+#define SPT_CUDA(call)                                                                                                 \
+  do {                                                                                                                 \
+    const cudaError_t spt_cuda_error_ = (call);                                                                        \
+    if (spt_cuda_error_ != cudaSuccess)                                                                                \
+      return SPT_FAIL(SPT_ERR_RESOURCE, "CUDA: %s: %s", #call, cudaGetErrorString(spt_cuda_error_));                   \
+  } while (0)
+
+/* Opens the current device (cudaSetDevice before it chooses another; the first is the default). precision AUTO is bf16, TF32 is fp32 but for
+ * the operands of products. threads: of the host, as for
+ * the CPU backend. SPT_ERR_RESOURCE: no device, or its libraries failed. */
+spt_status spt_cuda_open(spt_precision precision, int threads, int local_ranks, spt_backend **backend_p);
+/* Whether a device can be used; why_p: its name, or why not (64 bytes or more). */
+bool spt_cuda_present(char *why_p, size_t size);
+
+/* Frames an op: while profiling, both wait for the device, and end adds the time and `cost` to the op's row. */
+spt_status spt_cuda_begin(spt_backend *backend, spt_cuda **cuda_p);
+spt_status spt_cuda_end(spt_cuda *cuda, spt_op_cost cost);
+/* Backend-owned scratch of at least this size, valid until the next call; grows for new shapes only. */
+spt_status spt_cuda_scratch(spt_cuda *cuda, size_t bytes, void **scratch_p);
+
+/* cuda_gemm.c: C (m, n) = alpha·op(A)·op(B) + beta·C, row-major, op(A) (m, k), op(B) (k, n); A and B of one type, C of it or fp32; sums in fp32. */
+typedef struct spt_cuda_matrix {
+  const void *data;
+  int64_t ld;
+  bool transpose;
+  int64_t stride; /* to the next of a batch, in elements */
+} spt_cuda_matrix;
+typedef struct spt_cuda_product {
+  int64_t m, n, k;
+  spt_cuda_matrix a, b;
+  spt_dtype dtype;
+  float beta;
+  void *c;
+  int64_t ldc, stride_c;
+  spt_dtype c_dtype;
+  int batch; /* 0 or 1: one product */
+} spt_cuda_product;
+spt_status spt_cuda_gemm(spt_cuda *cuda, const spt_cuda_product *product);
+
+/* Carves workspace; with base NULL it only counts. */
+typedef struct spt_cuda_carve {
+  unsigned char *base;
+  size_t used;
+} spt_cuda_carve;
+static inline void *spt_cuda_take(spt_cuda_carve *carve, int64_t count, size_t size) {
+  void *piece = carve->base ? carve->base + carve->used : NULL;
+  carve->used += ((size_t)count * size + 255) & ~(size_t)255;
+  return piece;
+}
+static inline void *spt_cuda_at(const void *data, int64_t index, spt_dtype dtype) {
+  return (unsigned char *)(uintptr_t)data + index * (int64_t)spt_dtype_size(dtype);
+}
+
+/* Ops (backend.h) and the workspace they need. */
+size_t spt_cuda_group_workspace(const spt_cuda *cuda, const spt_group_desc *desc, int64_t tokens, bool train);
+size_t spt_cuda_head_workspace(const spt_cuda *cuda, int64_t tokens, int64_t hidden, int64_t vocab, bool train);
+spt_status spt_cuda_rope_prepare(spt_cuda *cuda, double theta, int64_t head_dim, int64_t positions);
+size_t spt_cuda_group_packed_bytes(spt_backend *backend, const spt_group_desc *desc);
+spt_status spt_cuda_group_pack(spt_backend *backend, const spt_group_desc *desc, const spt_group_tensors *masters, void *weights);
+size_t spt_cuda_head_packed_bytes(spt_backend *backend, int64_t vocab, int64_t hidden);
+spt_status spt_cuda_head_pack(spt_backend *backend, int64_t vocab, int64_t hidden, const float *w, void *weights);
+spt_status spt_cuda_embedding_forward(spt_backend *backend, int64_t tokens, int64_t hidden, const int32_t *ids, const float *table, float *x);
+spt_status spt_cuda_embedding_backward(spt_backend *backend, int64_t tokens, int64_t hidden, int64_t vocab, const int32_t *ids,
+                                       const float *dx, float *dtable);
+spt_status spt_cuda_group_forward(spt_backend *backend, const spt_group_forward_args *args);
+spt_status spt_cuda_group_backward(spt_backend *backend, const spt_group_backward_args *args);
+spt_status spt_cuda_head_loss(spt_backend *backend, const spt_head_loss_args *args);
+spt_status spt_cuda_batched_gemm(spt_backend *backend, const spt_gemm_batch *batch);
+spt_status spt_cuda_gradient_stats(spt_backend *backend, int64_t count, const float *g, spt_control *control);
+spt_status spt_cuda_factor_momentum(spt_backend *backend, int count, const spt_factor_entry *entries, float beta, bool normalize,
+                                    spt_dtype dtype, const spt_control *control);
+spt_status spt_cuda_power_iteration(spt_backend *backend, int count, const spt_factor_entry *entries, int steps, const spt_control *control);
+spt_status spt_cuda_factor_update(spt_backend *backend, int count, const spt_factor_entry *entries, float lr, float decay, bool renormalize,
+                                  spt_dtype dtype, const spt_control *control);
+spt_status spt_cuda_adamw(spt_backend *backend, int64_t count, float *w, const float *gradient, float *m, float *v, float lr, float decay,
+                          float beta1, float beta2, float eps, int64_t step, const spt_control *control);
+
+#endif

@@ -1,0 +1,117 @@
+/* Final RMSNorm, head and cross-entropy on a GPU: rows in blocks whose logits take at most LOGIT_BYTES; the logits' gradient replaces them. */
+#include "backend_cuda.h"
+
+#include "cuda_kernels.h"
+
+#ifdef SPT_SIMGPU
+enum { LOGIT_BYTES = 1 << 16, ROWS_STEP = 16 }; // several blocks in small cases too
+#else
+enum { LOGIT_BYTES = 256 << 20, ROWS_STEP = 128 };
+#endif
+
+typedef struct head_workspace {
+  void *h;        // act (N, hidden)
+  float *rstd;    // (N)
+  float *logits;  // (rows, ld)
+  float *dh;      // (rows, hidden)
+  float *partial; // of dgain
+} head_workspace;
+
+static int64_t logits_ld(int64_t vocab) {
+  return (vocab + SPT_CUDA_UNIT - 1) / SPT_CUDA_UNIT * SPT_CUDA_UNIT;
+}
+static int64_t block_rows(int64_t tokens, int64_t vocab) {
+  const int64_t fit = LOGIT_BYTES / (logits_ld(vocab) * (int64_t)sizeof(float)) / ROWS_STEP * ROWS_STEP;
+  const int64_t rows = fit < ROWS_STEP ? ROWS_STEP : fit;
+  return rows < tokens ? rows : tokens;
+}
+
+static size_t carve(spt_dtype act, int64_t tokens, int64_t hidden, int64_t vocab, bool train, void *memory, head_workspace *w) {
+  const int64_t rows = block_rows(tokens, vocab);
+  spt_cuda_carve pieces = {memory, 0};
+  *w = (head_workspace){0};
+  w->h = spt_cuda_take(&pieces, tokens * hidden, spt_dtype_size(act));
+  w->rstd = spt_cuda_take(&pieces, tokens, sizeof(float));
+  w->logits = spt_cuda_take(&pieces, rows * logits_ld(vocab), sizeof(float));
+  if (!train) return pieces.used;
+  w->dh = spt_cuda_take(&pieces, rows * hidden, sizeof(float));
+  w->partial = spt_cuda_take(&pieces, (rows + SPT_CUDA_NORM_ROWS - 1) / SPT_CUDA_NORM_ROWS * hidden, sizeof(float));
+  return pieces.used;
+}
+
+size_t spt_cuda_head_workspace(const spt_cuda *cuda, int64_t tokens, int64_t hidden, int64_t vocab, bool train) {
+  head_workspace ignored;
+  return carve(cuda->base.act, tokens, hidden, vocab, train, NULL, &ignored);
+}
+
+size_t spt_cuda_head_packed_bytes(spt_backend *backend, int64_t vocab, int64_t hidden) {
+  return (size_t)(vocab * hidden) * spt_dtype_size(backend->act);
+}
+
+spt_status spt_cuda_head_pack(spt_backend *backend, int64_t vocab, int64_t hidden, const float *w, void *weights) {
+  spt_cuda *cuda;
+  SPT_TRY(spt_cuda_begin(backend, &cuda));
+  SPT_CUDA(spt_cuda_convert(vocab * hidden, w, weights, backend->act, cuda->stream));
+  const spt_group_desc desc = {.count = 1, .in_dim = hidden, .out_dim = {vocab}};
+  return spt_cuda_end(cuda, spt_cost_group_pack(&desc, backend->act));
+}
+
+/* dW += dlogitsᵀ·h, dh = dlogits·W, then through the norm; of one block. */
+static spt_status block_backward(spt_cuda *cuda, const spt_head_loss_args *args, const head_workspace *w, int64_t row0, int64_t rows) {
+  const int64_t n = args->hidden, V = args->vocab;
+  const spt_dtype act = cuda->base.act;
+  const int64_t ld = logits_ld(V) * (act == SPT_BF16 ? 2 : 1); // the gradient's, in its own elements
+  const void *h = spt_cuda_at(w->h, row0 * n, act);
+  const spt_cuda_product weights = {.m = V,
+                                    .n = n,
+                                    .k = rows,
+                                    .a = {.data = w->logits, .ld = ld, .transpose = true},
+                                    .b = {.data = h, .ld = n},
+                                    .dtype = act,
+                                    .beta = 1.0f,
+                                    .c = args->dw,
+                                    .ldc = n,
+                                    .c_dtype = SPT_F32};
+  SPT_TRY(spt_cuda_gemm(cuda, &weights));
+  const spt_cuda_product inputs = {.m = rows,
+                                   .n = n,
+                                   .k = V,
+                                   .a = {.data = w->logits, .ld = ld},
+                                   .b = {.data = args->weights, .ld = n},
+                                   .dtype = act,
+                                   .c = w->dh,
+                                   .ldc = n,
+                                   .c_dtype = SPT_F32};
+  SPT_TRY(spt_cuda_gemm(cuda, &inputs));
+  SPT_CUDA(spt_cuda_rmsnorm_backward(rows, n, args->x + row0 * n, args->gain, w->rstd + row0, w->dh, SPT_F32, args->dx + row0 * n, false,
+                                     args->dgain, w->partial, cuda->stream));
+  return SPT_OK;
+}
+
+spt_status spt_cuda_head_loss(spt_backend *backend, const spt_head_loss_args *args) {
+  spt_cuda *cuda;
+  SPT_TRY(spt_cuda_begin(backend, &cuda));
+  const int64_t N = args->tokens, n = args->hidden, V = args->vocab, most = block_rows(N, V);
+  if (n > SPT_CUDA_NORM_MAX)
+    return SPT_FAIL(SPT_ERR_RESOURCE, "model.hidden = %lld: the CUDA backend takes at most %d", (long long)n, SPT_CUDA_NORM_MAX);
+  head_workspace w;
+  (void)carve(backend->act, N, n, V, args->train, args->workspace, &w);
+  SPT_CUDA(spt_cuda_rmsnorm(N, n, (float)args->norm_eps, args->x, args->gain, w.rstd, w.h, backend->act, cuda->stream));
+  for (int64_t row0 = 0; row0 < N; row0 += most) {
+    const int64_t rows = N - row0 < most ? N - row0 : most;
+    const spt_cuda_product scores = {.m = rows,
+                                     .n = V,
+                                     .k = n,
+                                     .a = {.data = spt_cuda_at(w.h, row0 * n, backend->act), .ld = n},
+                                     .b = {.data = args->weights, .ld = n, .transpose = true},
+                                     .dtype = backend->act,
+                                     .c = w.logits,
+                                     .ldc = logits_ld(V),
+                                     .c_dtype = SPT_F32};
+    SPT_TRY(spt_cuda_gemm(cuda, &scores));
+    SPT_CUDA(spt_cuda_cross_entropy(rows, V, logits_ld(V), w.logits, args->targets + row0, args->losses + row0, args->train, args->loss_scale,
+                                    backend->act, cuda->stream));
+    if (args->train) SPT_TRY(block_backward(cuda, args, &w, row0, rows));
+  }
+  return spt_cuda_end(cuda, spt_cost_head(N, n, V, backend->act, args->train));
+}
