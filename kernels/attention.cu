@@ -205,8 +205,11 @@ __global__ void __launch_bounds__(measures<T, D>::THREADS)
                    s.seq_len, s.head_dim, s.vector);
 }
 
-template <class T, int D>
-__global__ void __launch_bounds__(measures<T, D>::THREADS)
+enum { DK = 1, DV = 2 };
+
+/* dk, dv or both. */
+template <class T, int D, int OUTPUTS>
+__global__ void __launch_bounds__(measures<T, D>::THREADS, measures<T, D>::DKDV_BLOCKS)
     attention_dkdv_kernel(shape s, const T *q, const T *k, const T *v, const T *d_o, const float *lse, const float *delta, T *dk, T *dv) {
   using m = measures<T, D>;
   SPT_DYNAMIC_SHARED(T, keys);
@@ -258,7 +261,8 @@ __global__ void __launch_bounds__(measures<T, D>::THREADS)
           p[n][i] = probability(p[n][i], s.scale, numbers[column], first_query - chunk + column, key + 8 * (i / 2));
         }
       }
-      accumulate<T, D, m::CHUNK>(p, chunk_queries + TILE, value_out);
+      if constexpr ((OUTPUTS & DV) != 0) accumulate<T, D, m::CHUNK>(p, chunk_queries + TILE, value_out);
+      if constexpr (OUTPUTS == DV) continue;
       score<T, D, m::CHUNK>(values + 16 * warp * m::STRIDE, chunk_queries + TILE, dp);
       SPT_UNROLL
       for (int n = 0; n < m::CHUNK / 8; n++) {
@@ -269,10 +273,12 @@ __global__ void __launch_bounds__(measures<T, D>::THREADS)
     }
   }
   const float key_factor[2] = {s.scale, s.scale}, value_factor[2] = {1.0f, 1.0f};
-  store_rows<T, D>(key_out, key_factor, keys + 16 * warp * m::STRIDE, head_of(dk, s, sequence, kv, s.kv_heads), kv_stride,
-                   first + 16 * warp, s.seq_len, s.head_dim, s.vector);
-  store_rows<T, D>(value_out, value_factor, values + 16 * warp * m::STRIDE, head_of(dv, s, sequence, kv, s.kv_heads), kv_stride,
-                   first + 16 * warp, s.seq_len, s.head_dim, s.vector);
+  if constexpr ((OUTPUTS & DK) != 0)
+    store_rows<T, D>(key_out, key_factor, keys + 16 * warp * m::STRIDE, head_of(dk, s, sequence, kv, s.kv_heads), kv_stride,
+                     first + 16 * warp, s.seq_len, s.head_dim, s.vector);
+  if constexpr ((OUTPUTS & DV) != 0)
+    store_rows<T, D>(value_out, value_factor, values + 16 * warp * m::STRIDE, head_of(dv, s, sequence, kv, s.kv_heads), kv_stride,
+                     first + 16 * warp, s.seq_len, s.head_dim, s.vector);
 }
 
 /* ---- host ---- */
@@ -329,6 +335,17 @@ template <class T, int D> spt_status forward(const spt_attention_args *a, const 
                "forward");
 }
 
+template <class T, int D, int OUTPUTS>
+spt_status launch_dkdv(const spt_attention_args *a, const shape &s, const float *delta, const parts<T> &out, cudaStream_t stream) {
+  using m = measures<T, D>;
+  const parts<const T> in = parts_of(static_cast<const T *>(a->qkv), a);
+  SPT_TRY(allow(attention_dkdv_kernel<T, D, OUTPUTS>, m::DKDV_BYTES));
+  return check(spt_launch((attention_dkdv_kernel<T, D, OUTPUTS>), grid_of(a->sequences * a->kv_heads, a->seq_len, m::FIXED),
+                          dim3(m::THREADS), m::DKDV_BYTES, stream, s, in.q, in.k, in.v, static_cast<const T *>(a->d_o), a->lse, delta,
+                          out.k, out.v),
+               "dk and dv");
+}
+
 template <class T, int D> spt_status backward(const spt_attention_args *a, const shape &s, cudaStream_t stream) {
   using m = measures<T, D>;
   const parts<const T> in = parts_of(static_cast<const T *>(a->qkv), a);
@@ -336,17 +353,19 @@ template <class T, int D> spt_status backward(const spt_attention_args *a, const
   const T *o = static_cast<const T *>(a->o), *d_o = static_cast<const T *>(a->d_o);
   float *delta = static_cast<float *>(a->workspace);
   const int64_t rows = a->sequences * a->seq_len * a->heads, block_rows = DELTA_THREADS / DELTA_LANES;
-  SPT_TRY(allow(attention_dq_kernel<T, D>, m::DQ_BYTES));
-  SPT_TRY(allow(attention_dkdv_kernel<T, D>, m::DKDV_BYTES));
   SPT_TRY(check(spt_launch((attention_delta_kernel<T>), dim3((unsigned)((rows + block_rows - 1) / block_rows)), dim3(DELTA_THREADS), 0,
                            stream, s, rows, o, d_o, delta),
                 "delta"));
+  SPT_TRY(allow(attention_dq_kernel<T, D>, m::DQ_BYTES));
   SPT_TRY(check(spt_launch((attention_dq_kernel<T, D>), grid_of(a->sequences * a->heads, a->seq_len, m::FIXED), dim3(m::THREADS),
                            m::DQ_BYTES, stream, s, in.q, in.k, in.v, d_o, a->lse, delta, out.q),
                 "dq"));
-  return check(spt_launch((attention_dkdv_kernel<T, D>), grid_of(a->sequences * a->kv_heads, a->seq_len, m::FIXED), dim3(m::THREADS),
-                          m::DKDV_BYTES, stream, s, in.q, in.k, in.v, d_o, a->lse, delta, out.k, out.v),
-               "dk and dv");
+  if constexpr (m::APART) {
+    SPT_TRY((launch_dkdv<T, D, DK>(a, s, delta, out, stream)));
+    return launch_dkdv<T, D, DV>(a, s, delta, out, stream);
+  } else {
+    return launch_dkdv<T, D, DK | DV>(a, s, delta, out, stream);
+  }
 }
 
 template <class T, int D> spt_status pass(const spt_attention_args *a, const shape &s, bool back, cudaStream_t stream) {

@@ -24,6 +24,8 @@ template <class T, int D> struct measures {
   static constexpr int FIXED = FLOAT && WIDE ? 32 : 64;
   static constexpr int STREAMED = FLOAT ? (WIDE ? 16 : 32) : (WIDE ? 32 : 64);
   static constexpr int CHUNK = STREAMED < 32 ? STREAMED : 32;
+  static constexpr bool APART = FLOAT && D > 96; // dk and dv in a launch each: together they have too many registers
+  static constexpr int DKDV_BLOCKS = FLOAT || WIDE ? 1 : (D > 16 ? 4 : 5); // that a multiprocessor is to hold: bounds registers, without spills
   static constexpr int THREADS = FIXED / 16 * 32;
   static constexpr size_t FORWARD_BYTES = (FIXED + 4 * STREAMED) * STRIDE * sizeof(T);
   static constexpr size_t DQ_BYTES = (2 * FIXED + 4 * STREAMED) * STRIDE * sizeof(T);
@@ -161,7 +163,7 @@ template <class T, int D, int COLUMNS> __device__ __forceinline__ void score(con
     SPT_UNROLL
     for (int i = 0; i < 4; i++) s[n][i] = 0.0f;
   }
-  SPT_UNROLL_BY((m::FLOAT && D > 96) ? 1 : 4)
+  SPT_UNROLL_BY(4)
   for (int k = 0; k < D; k += m::DEPTH) {
     uint32_t left[4];
     spt_ldmatrix_x4(left, a_row + k);

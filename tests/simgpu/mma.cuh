@@ -77,30 +77,28 @@ static inline void ldmatrix(int kind, uint32_t (&r)[4], const void *row, site at
 
 } // namespace simgpu
 
-#define SIMGPU_CALLER                                                                                                  \
-  simgpu::site {                                                                                                       \
-    __builtin_FILE(), __builtin_LINE()                                                                                 \
-  }
-static inline void spt_mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], simgpu::site at = SIMGPU_CALLER) {
-  simgpu::product<16>(simgpu::MMA_BF16, c, a, b, at);
+/* Where a function is called, as its last parameters. */
+#define SIMGPU_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()
+static inline void spt_mma_bf16(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SIMGPU_CALLER) {
+  simgpu::product<16>(simgpu::MMA_BF16, c, a, b, {file, line});
 }
-static inline void spt_mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], simgpu::site at = SIMGPU_CALLER) {
-  simgpu::product<8>(simgpu::MMA_TF32, c, a, b, at);
+static inline void spt_mma_tf32(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], SIMGPU_CALLER) {
+  simgpu::product<8>(simgpu::MMA_TF32, c, a, b, {file, line});
 }
 static inline uint32_t spt_tf32(float value) {
   uint32_t bits;
   memcpy(&bits, &value, sizeof bits);
   return std::isfinite(value) ? (bits + 0x1000u) & 0xffffe000u : bits;
 }
-static inline void spt_ldmatrix_x4(uint32_t (&r)[4], const void *row, simgpu::site at = SIMGPU_CALLER) {
-  simgpu::ldmatrix(simgpu::LDMATRIX, r, row, at);
+static inline void spt_ldmatrix_x4(uint32_t (&r)[4], const void *row, SIMGPU_CALLER) {
+  simgpu::ldmatrix(simgpu::LDMATRIX, r, row, {file, line});
 }
-static inline void spt_ldmatrix_x4_trans(uint32_t (&r)[4], const void *row, simgpu::site at = SIMGPU_CALLER) {
-  simgpu::ldmatrix(simgpu::LDMATRIX_TRANS, r, row, at);
+static inline void spt_ldmatrix_x4_trans(uint32_t (&r)[4], const void *row, SIMGPU_CALLER) {
+  simgpu::ldmatrix(simgpu::LDMATRIX_TRANS, r, row, {file, line});
 }
-template <int BYTES> void spt_cp_async(void *shared, const void *global, int bytes, simgpu::site at = SIMGPU_CALLER) {
+template <int BYTES> void spt_cp_async(void *shared, const void *global, int bytes, SIMGPU_CALLER) {
   static_assert(BYTES == 4 || BYTES == 8 || BYTES == 16, "cp.async copies 4, 8 or 16 bytes");
-  simgpu::copy_later(shared, global, BYTES, bytes, at);
+  simgpu::copy_later(shared, global, BYTES, bytes, {file, line});
 }
 static inline void spt_cp_async_commit() {
   simgpu::commit_copies();
