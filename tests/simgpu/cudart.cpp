@@ -10,6 +10,8 @@ using namespace simgpu;
 
 namespace {
 
+int current_device; // a process uses one: all that it has is there
+
 stream *of(cudaStream_t s, const char *what) {
   if (s == nullptr || s == cudaStreamLegacy || s == cudaStreamPerThread)
     fault("%s on the default stream, which waits for all others: use a stream of your own", what);
@@ -62,14 +64,17 @@ void launch_kernel(const char *name, const void *function, dim3 grid, dim3 block
 extern "C" {
 
 cudaError_t cudaGetDeviceCount(int *count) {
-  *count = 1;
+  *count = device_count();
   return cudaSuccess;
 }
 cudaError_t cudaSetDevice(int device) {
-  return device == 0 ? cudaSuccess : cudaErrorInvalidDevice;
+  if (device < 0 || device >= device_count()) return cudaErrorInvalidDevice;
+  if (device != current_device && device_total_bytes() != device_free_bytes()) fault("cudaSetDevice(%d): the process uses another device already", device);
+  current_device = device;
+  return cudaSuccess;
 }
 cudaError_t cudaGetDevice(int *device) {
-  *device = 0;
+  *device = current_device;
   return cudaSuccess;
 }
 cudaError_t cudaMemGetInfo(size_t *available, size_t *total) {
