@@ -31,7 +31,14 @@ static spt_status open_cuda(spt_backend_kind kind, spt_precision precision, int 
     snprintf(reason, size, ", by auto: no CUDA device (%s)", why);
   return SPT_OK;
 }
+static spt_status choose_cuda(spt_backend_kind kind, int local_rank) {
+  return kind == SPT_BACKEND_CPU ? SPT_OK : spt_cuda_choose(local_rank);
+}
 #else
+static spt_status choose_cuda(spt_backend_kind kind, int local_rank) {
+  (void)kind, (void)local_rank;
+  return SPT_OK;
+}
 static spt_status open_cuda(spt_backend_kind kind, spt_precision precision, int threads, int local_ranks, spt_backend **backend_p,
                             bool *done_p, char *reason, size_t size) {
   (void)precision, (void)threads, (void)local_ranks, (void)backend_p, (void)reason, (void)size;
@@ -55,6 +62,10 @@ spt_status spt_backend_open(spt_backend_kind kind, spt_precision precision, int 
   add_reason(*backend_p, reason);
   return SPT_OK;
 #endif
+}
+
+spt_status spt_backend_choose_device(spt_backend_kind kind, int local_rank) {
+  return choose_cuda(kind, local_rank);
 }
 
 static double now(void) {
