@@ -10,7 +10,12 @@
 #include <string.h>
 #include <time.h>
 
-enum { CUBLAS_WORKSPACE = 32 << 20 }; // what cuBLAS takes on the largest GPUs; set by us, so that it never allocates and always chooses alike
+/* What cuBLAS takes on the largest GPUs; set by us, so that it never allocates and always chooses alike. The simulator's needs none. */
+#ifdef SPT_SIMGPU
+enum { CUBLAS_WORKSPACE = 4096 };
+#else
+enum { CUBLAS_WORKSPACE = 32 << 20 };
+#endif
 
 static double now(void) {
   struct timespec time;
@@ -267,7 +272,7 @@ static void cuda_close(spt_backend **backend_p) {
   spt_cuda *cuda = (spt_cuda *)*backend_p;
   if (!cuda) return;
   if (cuda->stream) (void)cudaStreamSynchronize(cuda->stream);
-  if (cuda->cublas) (void)cublasDestroy(cuda->cublas);
+  if (cuda->cublas) (void)cuda->lib.destroy(cuda->cublas);
   (void)cudaFree(cuda->cublas_workspace);
   (void)cudaFree(cuda->rope.cosine);
   (void)cudaFree(cuda->scratch);
@@ -345,16 +350,18 @@ spt_status spt_cuda_choose(int local_rank) {
 }
 
 static spt_status open_cublas(spt_cuda *cuda) {
-  cublasStatus_t status = cublasCreate(&cuda->cublas);
-  if (status == CUBLAS_STATUS_SUCCESS) status = cublasSetStream(cuda->cublas, cuda->stream);
+  const spt_cublas *lib = &cuda->lib;
+  SPT_TRY(spt_cublas_load(&cuda->lib));
+  cublasStatus_t status = lib->create(&cuda->cublas);
+  if (status == CUBLAS_STATUS_SUCCESS) status = lib->set_stream(cuda->cublas, cuda->stream);
   // after the stream, which resets it; a workspace of our own makes results repeatable
   if (status == CUBLAS_STATUS_SUCCESS) {
     SPT_TRY(allocate(cuda, CUBLAS_WORKSPACE, &cuda->cublas_workspace));
-    status = cublasSetWorkspace(cuda->cublas, cuda->cublas_workspace, CUBLAS_WORKSPACE);
+    status = lib->set_workspace(cuda->cublas, cuda->cublas_workspace, CUBLAS_WORKSPACE);
   }
   const cublasMath_t math = CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
-  if (status == CUBLAS_STATUS_SUCCESS) status = cublasSetMathMode(cuda->cublas, math);
-  if (status != CUBLAS_STATUS_SUCCESS) return SPT_FAIL(SPT_ERR_RESOURCE, "cuBLAS does not start: %s", cublasGetStatusString(status));
+  if (status == CUBLAS_STATUS_SUCCESS) status = lib->set_math_mode(cuda->cublas, math);
+  if (status != CUBLAS_STATUS_SUCCESS) return SPT_FAIL(SPT_ERR_RESOURCE, "cuBLAS does not start: %s", lib->status_string(status));
   return SPT_OK;
 }
 

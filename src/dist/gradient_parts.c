@@ -28,8 +28,8 @@ int64_t spt_gradient_parts(const spt_shard_plan *plan, const spt_params *params,
 
 static spt_status add_part(spt_backend *backend, int64_t count, const float *gradients, spt_control *control, double *sum,
                            double *non_finite_p) {
-  spt_control found;
-  SPT_TRY(backend->ops->zero(backend, control, sizeof *control));
+  spt_control found = {0};
+  SPT_TRY(backend->ops->upload(backend, control, &found, sizeof found));
   SPT_TRY(backend->ops->gradient_stats(backend, count, gradients, control));
   SPT_TRY(backend->ops->download(backend, &found, control, sizeof found));
   *sum = found.sum_squares;
