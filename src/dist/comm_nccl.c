@@ -2,9 +2,10 @@
  * stream waits for); what comes after wait is put behind it (`done`, an event that the compute stream waits for). */
 #include "comm_nccl.h"
 
+#include "nccl_library.h"
+
 #include <cuda_runtime_api.h>
 #include <mpi.h>
-#include <nccl.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -19,6 +20,7 @@ typedef struct nccl_comm {
   cudaStream_t compute; /* not owned */
   cudaStream_t bulk;
   cudaEvent_t ready;
+  spt_nccl call; /* the library */
   ncclComm_t nccl;
   bool broken;
   int slots;
@@ -36,27 +38,27 @@ typedef struct nccl_comm {
 
 static void break_off(nccl_comm *comm) {
   comm->broken = true;
-  if (comm->nccl) (void)ncclCommAbort(comm->nccl); // ends its kernels, so that nothing waits for a peer for ever
+  if (comm->nccl) (void)comm->call.abort(comm->nccl); // ends its kernels, so that nothing waits for a peer for ever
   comm->nccl = NULL;
 }
 
 static spt_status nccl_failed(nccl_comm *comm, ncclResult_t result, const char *call) {
   break_off(comm);
   return SPT_FAIL(SPT_ERR_RESOURCE, "NCCL: rank %d (%s): %s: %s; see the other ranks' messages, and NCCL_DEBUG=INFO", comm->base.rank,
-                  comm->base.host, call, ncclGetErrorString(result));
+                  comm->base.host, call, comm->call.error_string(result));
 }
 
-#define NCCL_TRY(comm, call)                                                                                           \
+#define NCCL_TRY(comm, words, call)                                                                                           \
   do {                                                                                                                 \
     const ncclResult_t nccl_result_ = (call);                                                                          \
-    if (nccl_result_ != ncclSuccess) return nccl_failed((comm), nccl_result_, #call);                                  \
+    if (nccl_result_ != ncclSuccess) return nccl_failed((comm), nccl_result_, words);                                  \
   } while (0)
 
 /* Errors that NCCL met since. */
 static spt_status poll_errors(nccl_comm *comm) {
   ncclResult_t state = ncclSuccess;
   if (comm->broken) return SPT_FAIL(SPT_ERR_RESOURCE, "NCCL: rank %d: the communicator was aborted after an error", comm->base.rank);
-  NCCL_TRY(comm, ncclCommGetAsyncError(comm->nccl, &state));
+  NCCL_TRY(comm, "ncclCommGetAsyncError", comm->call.async_error(comm->nccl, &state));
   return state == ncclSuccess || state == ncclInProgress ? SPT_OK : nccl_failed(comm, state, "a collective");
 }
 
@@ -108,7 +110,7 @@ static spt_status all_reduce_start(spt_comm *base, float *buffer, int64_t count,
   spt_request *request;
   *request_p = NULL;
   SPT_TRY(begin(comm, &request));
-  NCCL_TRY(comm, ncclAllReduce(buffer, buffer, (size_t)count, ncclFloat32, ncclSum, comm->nccl, comm->bulk));
+  NCCL_TRY(comm, "ncclAllReduce", comm->call.all_reduce(buffer, buffer, (size_t)count, ncclFloat32, ncclSum, comm->nccl, comm->bulk));
   SPT_TRY(end(comm, request, SPT_COLLECTIVE_ALL_REDUCE, count));
   *request_p = request;
   return SPT_OK;
@@ -116,18 +118,18 @@ static spt_status all_reduce_start(spt_comm *base, float *buffer, int64_t count,
 
 /* One operation a run, all in one group: unequal runs need no padding. */
 static spt_status each_run(nccl_comm *comm, float *buffer, const int64_t *cuts, bool reduce) {
-  NCCL_TRY(comm, ncclGroupStart());
+  NCCL_TRY(comm, "ncclGroupStart", comm->call.group_start());
   ncclResult_t result = ncclSuccess;
   for (int p = 0; p < comm->base.size && result == ncclSuccess; p++) {
     float *run = buffer + (cuts[p] - cuts[0]);
     const size_t count = (size_t)(cuts[p + 1] - cuts[p]);
     if (count == 0) continue;
-    result = reduce ? ncclReduce(run, run, count, ncclFloat32, ncclSum, p, comm->nccl, comm->bulk)
-                    : ncclBroadcast(run, run, count, ncclFloat32, p, comm->nccl, comm->bulk);
+    result = reduce ? comm->call.reduce(run, run, count, ncclFloat32, ncclSum, p, comm->nccl, comm->bulk)
+                    : comm->call.broadcast(run, run, count, ncclFloat32, p, comm->nccl, comm->bulk);
   }
-  const ncclResult_t ended = ncclGroupEnd();
-  NCCL_TRY(comm, result);
-  NCCL_TRY(comm, ended);
+  const ncclResult_t ended = comm->call.group_end();
+  NCCL_TRY(comm, reduce ? "ncclReduce" : "ncclBroadcast", result);
+  NCCL_TRY(comm, "ncclGroupEnd", ended);
   return SPT_OK;
 }
 
@@ -192,13 +194,13 @@ static spt_status reduce_device(spt_comm *base, double *values, int sums, int ma
   nccl_comm *comm = (nccl_comm *)base;
   spt_request *request;
   SPT_TRY(begin(comm, &request));
-  NCCL_TRY(comm, ncclGroupStart());
-  ncclResult_t result = ncclAllReduce(values, values, (size_t)sums, ncclFloat64, ncclSum, comm->nccl, comm->bulk);
+  NCCL_TRY(comm, "ncclGroupStart", comm->call.group_start());
+  ncclResult_t result = comm->call.all_reduce(values, values, (size_t)sums, ncclFloat64, ncclSum, comm->nccl, comm->bulk);
   if (result == ncclSuccess && maxima)
-    result = ncclAllReduce(values + sums, values + sums, (size_t)maxima, ncclFloat64, ncclMax, comm->nccl, comm->bulk);
-  const ncclResult_t ended = ncclGroupEnd();
-  NCCL_TRY(comm, result);
-  NCCL_TRY(comm, ended);
+    result = comm->call.all_reduce(values + sums, values + sums, (size_t)maxima, ncclFloat64, ncclMax, comm->nccl, comm->bulk);
+  const ncclResult_t ended = comm->call.group_end();
+  NCCL_TRY(comm, "ncclAllReduce", result);
+  NCCL_TRY(comm, "ncclGroupEnd", ended);
   CUDA_TRY(cudaEventRecord(request->done, comm->bulk));
   CUDA_TRY(cudaStreamWaitEvent(comm->compute, request->done, 0));
   return SPT_OK;
@@ -238,7 +240,7 @@ static void close_comm(spt_comm **comm_p) {
   nccl_comm *comm = (nccl_comm *)*comm_p;
   if (!comm) return;
   if (comm->bulk && !comm->broken) (void)cudaStreamSynchronize(comm->bulk);
-  if (comm->nccl) (void)ncclCommDestroy(comm->nccl);
+  if (comm->nccl) (void)comm->call.destroy(comm->nccl);
   for (int i = 0; i < comm->slots; i++) {
     if (comm->requests[i]->done) (void)cudaEventDestroy(comm->requests[i]->done);
     free(comm->requests[i]);
@@ -297,14 +299,14 @@ static spt_status check_alone(const spt_comm *mpi) {
 
 static spt_status connect(nccl_comm *comm) {
   ncclUniqueId id;
-  spt_status status = SPT_OK;
-  if (comm->base.rank == 0) {
-    const ncclResult_t result = ncclGetUniqueId(&id);
+  spt_status status = spt_nccl_load(&comm->call);
+  if (status == SPT_OK && comm->base.rank == 0) {
+    const ncclResult_t result = comm->call.get_unique_id(&id);
     if (result != ncclSuccess) status = nccl_failed(comm, result, "ncclGetUniqueId");
   }
   SPT_TRY(spt_comm_agree(comm->mpi, status, NULL));
   SPT_TRY(comm->mpi->ops->broadcast(comm->mpi, &id, sizeof id, 0));
-  NCCL_TRY(comm, ncclCommInitRank(&comm->nccl, comm->base.size, id, comm->base.rank));
+  NCCL_TRY(comm, "ncclCommInitRank", comm->call.init_rank(&comm->nccl, comm->base.size, id, comm->base.rank));
   CUDA_TRY(cudaStreamCreateWithFlags(&comm->bulk, cudaStreamNonBlocking));
   CUDA_TRY(cudaEventCreateWithFlags(&comm->ready, cudaEventDisableTiming));
   return SPT_OK;
