@@ -9,8 +9,9 @@
 
 #include "core/op_cost.h"
 
-/* Pinned memory through which ordinary host memory is copied: a ring of slots, each free again once its copy's event has passed. */
-enum { SPT_CUDA_SLOTS = 16, SPT_CUDA_SLOT_BYTES = 1 << 19 };
+/* Pinned memory through which ordinary host memory is copied: a ring of slots, each free again once its copy's event has passed. A step takes one,
+ * and two a micro-batch; the host would wait where two steps take more than there are. */
+enum { SPT_CUDA_SLOTS = 64, SPT_CUDA_SLOT_BYTES = 1 << 17 };
 typedef struct spt_cuda_staging {
   unsigned char *memory; /* (SLOTS, SLOT_BYTES) pinned */
   cudaEvent_t done[SPT_CUDA_SLOTS];
