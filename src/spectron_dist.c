@@ -115,17 +115,6 @@ static void add_overlap(trainer *t) {
   t->overlap.gather_seconds += last->gather_seconds;
 }
 
-/* A failure where the other ranks already wait in a collective: this rank words it and ends the job. */
-static spt_status abort_on_failure(trainer *t, spt_status status, const char *phase) {
-  if (status == SPT_OK || t->comm->size == 1) return status;
-  fprintf(stderr, "spectron-dist: rank %d (%s), step %lld, %s: %s\n", t->comm->rank, t->comm->host,
-          (long long)t->step + 1, phase, spt_error_message());
-  fflush(stderr);
-  spt_comm *comm = t->bulk ? t->bulk : t->comm;
-  comm->ops->abort(comm, (int)status);
-  return status;
-}
-
 /* Prefetched tokens → forward → backward → reduction → sharded update → gather. On a device all of it is issued, and trainer_settle completes
  * *step. */
 static spt_status train_step(trainer *t, trainer_step *step) {
@@ -141,7 +130,7 @@ static spt_status train_step(trainer *t, trainer_step *step) {
   const double data_wait = spt_prefetch_wait_seconds(t->prefetch) - waited;
   const double computed = trainer_now();
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_REDUCE);
-  SPT_TRY(abort_on_failure(t, spt_data_parallel_reduce_finish(t->data_parallel), "gradient reduction"));
+  SPT_TRY(trainer_abort_on_failure(t, spt_data_parallel_reduce_finish(t->data_parallel), "gradient reduction"));
   const double reduced = trainer_now();
 
   spt_control control = {.clip = 1, .apply = 1}; // as the backend's memory has it
@@ -150,24 +139,24 @@ static spt_status train_step(trainer *t, trainer_step *step) {
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_DECIDE);
   if (on_host) {
     SPT_TRY(trainer_decide(t, status, loss_sum, data_wait, stop_requested, &control, step));
-    SPT_TRY(abort_on_failure(t, t->backend->ops->upload(t->backend, t->control, &control, sizeof control), "decision"));
+    SPT_TRY(trainer_abort_on_failure(t, t->backend->ops->upload(t->backend, t->control, &control, sizeof control), "decision"));
   } else
-    SPT_TRY(abort_on_failure(t, trainer_decide_issue(t, status, data_wait, stop_requested), "decision"));
+    SPT_TRY(trainer_abort_on_failure(t, trainer_decide_issue(t, status, data_wait, stop_requested), "decision"));
   const double decided = trainer_now();
   SPT_TRY(trainer_audit_check(t));
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_OPTIMIZER);
   const double factor = spt_schedule_factor(&t->config.schedule, t->step);
   step->lr = factor * t->config.optimizer.lr;
-  SPT_TRY(abort_on_failure(t, spt_optimizer_step(t->optimizer, factor, t->control), "optimizer"));
+  SPT_TRY(trainer_abort_on_failure(t, spt_optimizer_step(t->optimizer, factor, t->control), "optimizer"));
   const double updated = trainer_now();
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_GATHER);
-  SPT_TRY(abort_on_failure(t, spt_data_parallel_gather(t->data_parallel), "parameter gather"));
+  SPT_TRY(trainer_abort_on_failure(t, spt_data_parallel_gather(t->data_parallel), "parameter gather"));
   const double gathered = trainer_now();
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_REFRESH);
-  SPT_TRY(abort_on_failure(t, spt_model_refresh(t->model), "compute copy"));
+  SPT_TRY(trainer_abort_on_failure(t, spt_model_refresh(t->model), "compute copy"));
   SPT_TRY(trainer_audit_take(t));
 #ifdef SPT_RED_ZONES
-  if (on_host) SPT_TRY(abort_on_failure(t, trainer_check_red_zones(t), "red zones"));
+  if (on_host) SPT_TRY(trainer_abort_on_failure(t, trainer_check_red_zones(t), "red zones"));
 #endif
 
   step->number = ++t->step;
@@ -328,7 +317,7 @@ static spt_status after_step(trainer *t, const trainer_step *step) {
   if (t->save_pending && t->skipped_in_a_row == 0) {
     SPT_TRY(trainer_audit_check(t));
 #ifdef SPT_RED_ZONES
-    if (!t->backend->host_memory) SPT_TRY(abort_on_failure(t, trainer_check_red_zones(t), "red zones")); // each check waits for the device
+    if (!t->backend->host_memory) SPT_TRY(trainer_abort_on_failure(t, trainer_check_red_zones(t), "red zones")); // each check waits for the device
 #endif
     SPT_TRY(trainer_save(t, best, last || stop));
     t->save_pending = false;

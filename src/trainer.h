@@ -179,6 +179,8 @@ spt_status trainer_tree_validation_sum(trainer *t, int64_t batches, double *sum_
 /* trainer_decide.c: what a step sums over ranks, and clip and apply. Where memory is the host's, sums are, and are decided on, at once. On a
  * device both happen there, in the stream's order, and the host learns of them a step late. */
 spt_status trainer_decide_open(trainer *t); /* after the state is loaded; Local */
+/* A failure where the other ranks already wait in a collective: this rank words it and ends the job. */
+spt_status trainer_abort_on_failure(trainer *t, spt_status status, const char *phase);
 /* Host: the own gradient's statistics into *control. Local. */
 spt_status trainer_gradient_stats(trainer *t, spt_control *control);
 /* Host: sums what every rank must know before the update, in one message, and decides the same on all ranks. Collective. */

@@ -14,6 +14,16 @@ spt_status trainer_decide_open(trainer *t) {
   return t->backend->ops->upload(t->backend, t->control, &control, sizeof control);
 }
 
+spt_status trainer_abort_on_failure(trainer *t, spt_status status, const char *phase) {
+  if (status == SPT_OK || t->comm->size == 1) return status;
+  fprintf(stderr, "spectron-dist: rank %d (%s), step %lld, %s: %s\n", t->comm->rank, t->comm->host,
+          (long long)t->step + 1, phase, spt_error_message());
+  fflush(stderr);
+  spt_comm *comm = t->bulk ? t->bulk : t->comm;
+  comm->ops->abort(comm, (int)status);
+  return status;
+}
+
 static bool save_due(const trainer *t) {
   const double every = t->config.checkpoint.every_seconds;
   return t->comm->rank == 0 && every > 0 && trainer_now() - t->last_save_at >= every;
@@ -98,7 +108,7 @@ static spt_status take(trainer *t, int64_t number, spt_control *control_p) {
 
 spt_status trainer_settle(trainer *t, trainer_step *step) {
   spt_control control;
-  SPT_TRY(take(t, step->number, &control));
+  SPT_TRY(trainer_abort_on_failure(t, take(t, step->number, &control), "waiting for the device"));
   if (control.failed > 0)
     return spt_comm_agree(t->comm, t->failed == SPT_OK ? SPT_OK : SPT_FAIL(t->failed, "%s", t->failed_words), NULL);
   step->loss = control.loss / (double)trainer_tokens_per_step(&t->config);
