@@ -1,9 +1,9 @@
 #!/bin/sh
 # mutate.sh [-s SETUP] -b BUILD -t TEST FILE...: does the test notice each missing barrier and each missing wait?
 #
-# Copies the source tree, and there deletes, one at a time, each __syncthreads(), __syncwarp(), spt_cp_async_wait<…>() and cudaStreamWaitEvent(…) of
-# the FILEs (paths from the source root). Each mutant is built by BUILD and judged by TEST, shell commands run in the copy's root, whose build folder
-# SETUP makes once. A mutant is killed when TEST fails or takes more than MUTATE_SECONDS (600). One line a mutant, then a summary. Exit 0 when at
+# Copies the source tree, and there deletes, one at a time, each __syncthreads(), __syncwarp(), spt_cp_async_wait<…>(), cudaStreamWaitEvent(…),
+# cudaEventSynchronize(…) and cudaEventQuery(…) of the FILEs (paths from the source root). Each mutant is built by BUILD and judged by TEST, shell
+# commands run in the copy's root, whose build folder SETUP makes once. A mutant is killed when TEST fails or takes more than MUTATE_SECONDS (600). One line a mutant, then a summary. Exit 0 when at
 # least 95 % are killed, 1 when fewer, 2 when the tree as it is does not pass, or a mutant does not build.
 #   tests/simgpu/mutate.sh -b 'ninja -C build tests/simgpu/test_attention_cuda_sim' -t build/tests/simgpu/test_attention_cuda_sim kernels/attention.cu
 set -eu
@@ -35,13 +35,13 @@ delete() {
         open(my $in, "<", $file) or die "$file: $!";
         my $text = <$in>;
         my $number = 0;
-        while ($text =~ m{/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|\b(?:(__syncthreads|__syncwarp|spt_cp_async_wait\s*<[^>]*>|cudaStreamWaitEvent)\s*(\((?:[^()]++|(?2))*\)))}gs) {
+        while ($text =~ m{/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|\b(?:(__syncthreads|__syncwarp|spt_cp_async_wait\s*<[^>]*>|cudaStreamWaitEvent|cudaEventSynchronize|cudaEventQuery)\s*(\((?:[^()]++|(?2))*\)))}gs) {
             next unless defined $1;
             next unless ++$number == $wanted;
             my ($start, $end, $name) = ($-[0], $+[0], $1);
             my $line = 1 + (substr($text, 0, $start) =~ tr/\n//);
             print STDERR "$file:$line: $name\n";
-            print substr($text, 0, $start), $name eq "cudaStreamWaitEvent" ? "cudaSuccess" : "(void)0", substr($text, $end);
+            print substr($text, 0, $start), $name =~ /^cuda/ ? "cudaSuccess" : "(void)0", substr($text, $end);
             last;
         }' "$1" "$2"
 }

@@ -1,5 +1,5 @@
 /* The NCCL communicator over the CUDA backend, on simulated GPUs: exact sums and copies of unequal runs, empty ones too, each between kernels of the
- * compute stream that nothing but the communicator's events orders with it. mpirun -np RANKS test_comm_nccl. */
+ * compute stream that nothing but the communicator's events orders with it; and the backend's copies, which events end. mpirun -np RANKS test_comm_nccl. */
 #include "dist/comm_nccl.h"
 
 #include "backend_cuda.h"
@@ -114,6 +114,33 @@ static void device_round(double *values, float *half, int round) {
   expect(host[2] == 7 + round, "maximum on the device", round);
 }
 
+/* More uploads on the way than there are slots for them: none may take another's place. */
+static void uploads_round(float *values, int round) {
+  float host[N];
+  for (int i = 0; i < N; i++) {
+    const float value = own(mpi->rank, round, i);
+    must(backend->ops->upload(backend, values + i, &value, sizeof value));
+  }
+  must(backend->ops->download(backend, host, values, sizeof host));
+  for (int i = 0; i < N; i++) expect(host[i] == own(mpi->rank, round, i), "upload", round);
+}
+
+/* What was issued is taken later, as it was then. */
+static void later_round(float *values, float *half, int round) {
+  float taken[2] = {0, 0};
+  prepare(values, half, round);
+  must(backend->ops->later_issue(backend, 0, values + 7, sizeof *values));
+  must(backend->ops->add(backend, N, values, values, values));
+  must(backend->ops->later_issue(backend, 1, values + 7, sizeof *values));
+  must(backend->ops->add(backend, N, values, values, values));
+  for (int slot = 0; slot < 2; slot++)
+    for (bool done = false; !done;) {
+      must(backend->ops->later_take(backend, slot, &taken[slot], sizeof *taken, &done));
+      if (!done) expect(taken[slot] == 0, "nothing is written before", round);
+    }
+  expect(taken[0] == 2 * own(mpi->rank, round, 7) && taken[1] == 2 * taken[0], "taken later", round);
+}
+
 int main(int argc, char **argv) {
   must(spt_comm_mpi_open(&argc, &argv, &mpi));
   must(spt_backend_choose_device(SPT_BACKEND_CUDA, mpi->local_rank));
@@ -127,6 +154,8 @@ int main(int argc, char **argv) {
     all_reduce_round(values, half, round);
     runs_round(values, half, round);
     device_round(numbers, half, round);
+    uploads_round(values, round);
+    later_round(values, half, round);
   }
   expect(comm->counters[SPT_COLLECTIVE_ALL_REDUCE].messages == 2 * ROUNDS, "counted messages", ROUNDS);
   expect(comm->counters[SPT_COLLECTIVE_ALL_REDUCE].bytes == (int64_t)2 * ROUNDS * N * 4, "counted bytes", ROUNDS);

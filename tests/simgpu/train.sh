@@ -122,7 +122,7 @@ gpu 2 --backend cuda --set run.output=broken job.toml >log 2>&1 || status=$?
 unset SIMGPU_NCCL_FAIL_AT
 [ $status = 5 ] || { cat log; fail "a broken network gave exit $status instead of 5"; }
 grep -q '^spectron-dist: rank [01] .*NCCL' log || { cat log; fail "no word of NCCL"; }
-expect 4 'diverged' gpu 2 --backend cuda --set run.output=diverged --set optimizer.method=sgd --set optimizer.lr=1e30 --set optimizer.adamw.lr=1e30 \
+expect 4 'diverged' gpu 2 --backend cuda --set run.output=diverged --set optimizer.method=sgd --set optimizer.lr=1000 --set optimizer.adamw.lr=1000 \
     --set optimizer.grad_clip=0 --set schedule.warmup=0 --set schedule.steps=20 job.toml
 note "a rank's broken data ends all, a step late"
 mkdir -p bad && cp data/* bad/
