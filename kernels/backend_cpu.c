@@ -247,6 +247,8 @@ static spt_status open_threads(spt_cpu *cpu, bool native) {
 }
 
 spt_status spt_cpu_open(spt_precision precision, int threads, int local_ranks, spt_backend **backend_p) {
+  if (precision == SPT_PRECISION_TF32)
+    return SPT_FAIL(SPT_ERR_USAGE, "device.precision = \"tf32\" is for GPUs: use \"fp32\", \"bf16\" or \"auto\" on the CPU");
   const char *unit = spt_gemm_bf16_unit();
   spt_cpu *cpu = calloc(1, sizeof *cpu);
   if (!cpu) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for the CPU backend");

@@ -50,7 +50,7 @@ spt_status spt_cuda_end(spt_cuda *cuda, spt_op_cost cost) {
 
 /* ---- memory ---- */
 
-static spt_status allocate(spt_cuda *cuda, size_t bytes, void **pointer_p) {
+static spt_status allocate(size_t bytes, void **pointer_p) {
   const cudaError_t error = cudaMalloc(pointer_p, bytes ? bytes : 1);
   if (error == cudaErrorMemoryAllocation) {
     (void)cudaGetLastError(); // it is told here, not by the next call
@@ -61,14 +61,13 @@ static spt_status allocate(spt_cuda *cuda, size_t bytes, void **pointer_p) {
                     bytes, available, total);
   }
   SPT_CUDA(error);
-  cuda->allocations++;
   return SPT_OK;
 }
 
 static spt_status cuda_alloc(spt_backend *backend, size_t bytes, void **pointer_p) {
   spt_cuda *cuda = (spt_cuda *)backend;
   void *memory = NULL;
-  SPT_TRY(allocate(cuda, bytes, &memory));
+  SPT_TRY(allocate(bytes, &memory));
   const cudaError_t error = cudaMemsetAsync(memory, 0, bytes, cuda->stream);
   if (error != cudaSuccess) (void)cudaFree(memory);
   SPT_CUDA(error);
@@ -84,7 +83,8 @@ static void cuda_free(spt_backend *backend, void *pointer, size_t bytes) {
 spt_status spt_cuda_scratch(spt_cuda *cuda, size_t bytes, void **scratch_p) {
   if (bytes > cuda->scratch_bytes) {
     void *larger = NULL;
-    SPT_TRY(allocate(cuda, bytes, &larger));
+    SPT_TRY(allocate(bytes, &larger));
+    cuda->grown++;
     SPT_CUDA(cudaFree(cuda->scratch)); // waits for what uses it
     cuda->scratch = larger;
     cuda->scratch_bytes = bytes;
@@ -349,23 +349,23 @@ spt_status spt_cuda_choose(int local_rank) {
   return SPT_OK;
 }
 
-static spt_status open_cublas(spt_cuda *cuda) {
+static spt_status open_cublas(spt_cuda *cuda, bool tf32) {
   const spt_cublas *lib = &cuda->lib;
   SPT_TRY(spt_cublas_load(&cuda->lib));
   cublasStatus_t status = lib->create(&cuda->cublas);
   if (status == CUBLAS_STATUS_SUCCESS) status = lib->set_stream(cuda->cublas, cuda->stream);
   // after the stream, which resets it; a workspace of our own makes results repeatable
   if (status == CUBLAS_STATUS_SUCCESS) {
-    SPT_TRY(allocate(cuda, CUBLAS_WORKSPACE, &cuda->cublas_workspace));
+    SPT_TRY(allocate(CUBLAS_WORKSPACE, &cuda->cublas_workspace));
     status = lib->set_workspace(cuda->cublas, cuda->cublas_workspace, CUBLAS_WORKSPACE);
   }
-  const cublasMath_t math = CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
+  const cublasMath_t math = (tf32 ? CUBLAS_TF32_TENSOR_OP_MATH : CUBLAS_DEFAULT_MATH) | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
   if (status == CUBLAS_STATUS_SUCCESS) status = lib->set_math_mode(cuda->cublas, math);
   if (status != CUBLAS_STATUS_SUCCESS) return SPT_FAIL(SPT_ERR_RESOURCE, "cuBLAS does not start: %s", lib->status_string(status));
   return SPT_OK;
 }
 
-static spt_status open_device(spt_cuda *cuda) {
+static spt_status open_device(spt_cuda *cuda, bool tf32) {
   SPT_CUDA(cudaGetDevice(&cuda->device));
   SPT_CUDA(cudaStreamCreateWithFlags(&cuda->stream, cudaStreamNonBlocking));
   void *memory = NULL;
@@ -378,13 +378,13 @@ static spt_status open_device(spt_cuda *cuda) {
   for (int i = 0; i < SPT_CUDA_LATER; i++) SPT_CUDA(cudaEventCreateWithFlags(&cuda->later.done[i], cudaEventDisableTiming));
   cuda->base.stream = cuda->stream;
   void *table = NULL;
-  SPT_TRY(allocate(cuda, 3 * SPT_CUDA_BATCH * sizeof *cuda->batch_table, &table));
+  SPT_TRY(allocate(3 * SPT_CUDA_BATCH * sizeof *cuda->batch_table, &table));
   cuda->batch_table = table;
-  SPT_TRY(open_cublas(cuda));
+  SPT_TRY(open_cublas(cuda, tf32));
   struct cudaDeviceProp properties;
   SPT_CUDA(cudaGetDeviceProperties(&properties, cuda->device));
   snprintf(cuda->base.description, sizeof cuda->base.description, "cuda, %.80s (capability %d.%d, %.1f GiB), %s", properties.name,
-           properties.major, properties.minor, (double)properties.totalGlobalMem / (1 << 30), cuda->base.act == SPT_BF16 ? "bf16" : "fp32");
+           properties.major, properties.minor, (double)properties.totalGlobalMem / (1 << 30), cuda->base.act == SPT_BF16 ? "bf16" : tf32 ? "fp32, products in tf32" : "fp32");
   return SPT_OK;
 }
 
@@ -395,10 +395,10 @@ spt_status spt_cuda_open(spt_precision precision, int threads, int local_ranks, 
   spt_cuda *cuda = calloc(1, sizeof *cuda);
   if (!cuda) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for the CUDA backend");
   cuda->base.ops = &cuda_ops;
-  cuda->base.act = precision == SPT_PRECISION_FP32 ? SPT_F32 : SPT_BF16;
+  cuda->base.act = precision == SPT_PRECISION_FP32 || precision == SPT_PRECISION_TF32 ? SPT_F32 : SPT_BF16;
   cuda->base.threads = spt_host_threads(threads, local_ranks);
   cuda->base.processors = 1;
-  const spt_status status = open_device(cuda);
+  const spt_status status = open_device(cuda, precision == SPT_PRECISION_TF32);
   if (status != SPT_OK) {
     spt_backend *base = &cuda->base;
     cuda_close(&base);

@@ -44,7 +44,7 @@ typedef struct spt_cuda {
   void *scratch; /* of the vector ops, in the stream's order */
   size_t scratch_bytes;
   const void **batch_table; /* (3, SPT_CUDA_BATCH) */
-  int64_t allocations;      /* so far; constant once the shapes have been seen */
+  int64_t grown;            /* times that new shapes have allocated */
   /* of the running op, while profiling: seconds, and matrix products executed */
   double began, products;
   struct {
@@ -60,7 +60,8 @@ typedef struct spt_cuda {
       return SPT_FAIL(SPT_ERR_RESOURCE, "CUDA: %s: %s", #call, cudaGetErrorString(spt_cuda_error_));                   \
   } while (0)
 
-/* Opens the current device (cudaSetDevice before it chooses another; the first is the default). precision AUTO is bf16. threads: of the host, as for
+/* Opens the current device (cudaSetDevice before it chooses another; the first is the default). precision AUTO is bf16, TF32 is fp32 but for
+ * the operands of products. threads: of the host, as for
  * the CPU backend. SPT_ERR_RESOURCE: no device, or its libraries failed. */
 spt_status spt_cuda_open(spt_precision precision, int threads, int local_ranks, spt_backend **backend_p);
 /* Whether a device can be used; why_p: its name, or why not (64 bytes or more). */

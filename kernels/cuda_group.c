@@ -331,6 +331,7 @@ spt_status spt_cuda_rope_prepare(spt_cuda *cuda, double theta, int64_t head_dim,
     return status;
   }
   SPT_CUDA(cudaFree(table->cosine)); // waits for what uses it
+  cuda->grown++;
   *table = (spt_cuda_rope_table){theta, head_dim, positions, memory, (float *)memory + count};
   return SPT_OK;
 }

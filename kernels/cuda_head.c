@@ -3,7 +3,11 @@
 
 #include "cuda_kernels.h"
 
+#ifdef SPT_SIMGPU
+enum { LOGIT_BYTES = 1 << 16, ROWS_STEP = 16 }; // several blocks in small cases too
+#else
 enum { LOGIT_BYTES = 256 << 20, ROWS_STEP = 128 };
+#endif
 
 typedef struct head_workspace {
   void *h;        // act (N, hidden)

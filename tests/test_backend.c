@@ -19,6 +19,9 @@ static void test_open(void **state) {
   assert_int_equal(spt_backend_open(SPT_BACKEND_CUDA, SPT_PRECISION_AUTO, 0, 1, &backend), SPT_ERR_USAGE);
   assert_null(backend);
   assert_non_null(strstr(spt_error_message(), "cuda"));
+  assert_int_equal(spt_backend_open(SPT_BACKEND_CPU, SPT_PRECISION_TF32, 0, 1, &backend), SPT_ERR_USAGE);
+  assert_null(backend);
+  assert_non_null(strstr(spt_error_message(), "tf32"));
   static const struct {
     spt_precision precision;
     int threads, local_ranks;

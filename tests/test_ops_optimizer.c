@@ -5,15 +5,16 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 static const spt_control *control_of(ops_fixture *f, float clip, float apply) {
   return ops_put_control(f, (spt_control){.clip = clip, .apply = apply});
 }
 
 static void gemm_body(ops_fixture *f) {
-  enum { BATCH = 4 };
-  const int64_t m = ops_draw(f, 1, 70), n = ops_draw(f, 1, 70), k = ops_draw(f, 1, 150);
-  spt_gemm_batch batch = {.batch = BATCH,
+  enum { BATCH = 11 };
+  const int64_t m = ops_draw(f, 1, 70), n = ops_draw(f, 1, 70), k = ops_draw(f, 1, 150), entries = ops_draw(f, 3, BATCH);
+  spt_gemm_batch batch = {.batch = entries,
                           .m = m,
                           .n = n,
                           .k = k,
@@ -25,19 +26,20 @@ static void gemm_body(ops_fixture *f) {
   const void *a[BATCH], *b[BATCH];
   void *c[BATCH];
   double *want[BATCH];
-  for (int i = 0; i < BATCH; i++) {
+  for (int64_t i = 0; i < entries; i++) {
     double *a_values = ops_random(f, m * k, 1.0), *b_values = ops_random(f, k * n, 1.0);
     want[i] = ops_random(f, m * n, 1.0);
     a[i] = ops_put(f, a_values, m * k, f->act);
     b[i] = ops_put(f, b_values, k * n, f->act);
     c[i] = batch.beta == 0.0f ? ops_poison(f, m * n, f->act)
                               : ops_put(f, want[i], m * n, f->act); // beta 0 must not read C
-    ref_gemm(m, n, k, batch.transpose_a, batch.transpose_b, (double)batch.alpha, a_values, b_values, (double)batch.beta,
-             want[i]);
+    if (f->check)
+      ref_gemm(m, n, k, batch.transpose_a, batch.transpose_b, (double)batch.alpha, a_values, b_values,
+               (double)batch.beta, want[i]);
   }
   batch.a = a, batch.b = b, batch.c = c;
   OPS_OK(f->backend->ops->batched_gemm(f->backend, &batch));
-  for (int i = 0; i < BATCH; i++) ops_check(f, "C", ops_get(f, c[i], m * n, f->act), want[i], m * n, f->act, 1.0);
+  for (int64_t i = 0; i < entries; i++) ops_check(f, "C", ops_get(f, c[i], m * n, f->act), want[i], m * n, f->act, 1.0);
 
   void *alone = ops_poison(f, m * n, f->act); // an entry rounds alike in any batch
   batch.beta = 0.0f;
@@ -47,6 +49,39 @@ static void gemm_body(ops_fixture *f) {
   OPS_OK(f->backend->ops->batched_gemm(f->backend, &batch));
   const double *single = ops_get(f, alone, m * n, f->act);
   for (int64_t i = 0; i < m * n; i++) assert_true(single[i] == in_batch[i]);
+}
+
+/* C = alpha·A·B + beta·D with D one of the operands, as Newton–Schulz has it: X·P + a·X, P·X + a·X, c·G·G + b·G. */
+static void gemm_apart_body(ops_fixture *f) {
+  enum { BATCH = 9 };
+  const int64_t m = ops_draw(f, 1, 70), n = ops_draw(f, 1, 70), entries = ops_draw(f, 1, BATCH);
+  const bool right = ops_draw(f, 0, 1), same = ops_draw(f, 0, 1); // D is B; A and B are one square matrix
+  const int64_t rows = same ? n : m, k = right ? rows : n;
+  const void *a[BATCH], *b[BATCH];
+  void *c[BATCH];
+  double *want[BATCH];
+  for (int64_t i = 0; i < entries; i++) {
+    double *a_values = ops_random(f, rows * k, 1.0), *b_values = same ? a_values : ops_random(f, k * n, 1.0);
+    a[i] = ops_put(f, a_values, rows * k, f->act);
+    b[i] = same ? a[i] : ops_put(f, b_values, k * n, f->act);
+    c[i] = ops_poison(f, rows * n, f->act);
+    want[i] = ops_zeros(f, rows * n);
+    memcpy(want[i], right ? b_values : a_values, (size_t)(rows * n) * sizeof(double));
+    if (f->check) ref_gemm(rows, n, k, false, false, -1.5, a_values, b_values, 3.25, want[i]);
+  }
+  const spt_gemm_batch batch = {.batch = entries,
+                                .m = rows,
+                                .n = n,
+                                .k = k,
+                                .alpha = -1.5f,
+                                .beta = 3.25f,
+                                .dtype = f->act,
+                                .a = a,
+                                .b = b,
+                                .d = right ? b : a,
+                                .c = c};
+  OPS_OK(f->backend->ops->batched_gemm(f->backend, &batch));
+  for (int64_t i = 0; i < entries; i++) ops_check(f, "C", ops_get(f, c[i], rows * n, f->act), want[i], rows * n, f->act, 1.0);
 }
 
 static void add_body(ops_fixture *f) {
@@ -229,6 +264,7 @@ static void adamw_body(ops_fixture *f) {
 static void test_batched_gemm(void **state) {
   (void)state;
   ops_run("batched gemm", gemm_body, 12);
+  ops_run("batched gemm with an operand added", gemm_apart_body, 8);
 }
 static void test_stats(void **state) {
   (void)state;

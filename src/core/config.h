@@ -15,7 +15,7 @@ typedef enum { SPT_LOW_RANK, SPT_LOW_RANK_FFN, SPT_DENSE } spt_parameterization;
 typedef enum { SPT_METHOD_SPECTRON, SPT_METHOD_MUON, SPT_METHOD_RENORM, SPT_METHOD_SGD, SPT_METHOD_ADAMW } spt_method;
 typedef enum { SPT_SCHEDULE_COSINE, SPT_SCHEDULE_LINEAR, SPT_SCHEDULE_CONSTANT } spt_schedule_kind;
 typedef enum { SPT_REDUCTION_ALL_REDUCE, SPT_REDUCTION_REDUCE_SCATTER, SPT_REDUCTION_TREE } spt_reduction;
-typedef enum { SPT_PRECISION_AUTO, SPT_PRECISION_BF16, SPT_PRECISION_FP32 } spt_precision;
+typedef enum { SPT_PRECISION_AUTO, SPT_PRECISION_BF16, SPT_PRECISION_FP32, SPT_PRECISION_TF32 } spt_precision;
 typedef enum { SPT_BACKEND_AUTO, SPT_BACKEND_CPU, SPT_BACKEND_CUDA } spt_backend_kind;
 
 typedef struct spt_model_config {

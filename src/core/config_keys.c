@@ -77,7 +77,7 @@ static const spt_key keys[] = {
     KEY(SPT_KEY_INT, metrics, every, "[1, 1e12]", SAFE),
 
     KEY(SPT_KEY_ENUM, device, backend, "auto|cpu|cuda", SAFE),
-    KEY(SPT_KEY_ENUM, device, precision, "auto|bf16|fp32", SAFE),
+    KEY(SPT_KEY_ENUM, device, precision, "auto|bf16|fp32|tf32", SAFE),
     KEY(SPT_KEY_INT, device, threads, "[0, 4096]", SAFE),
 };
 _Static_assert(sizeof(spt_method) == sizeof(int), "enum keys are read and written as int");

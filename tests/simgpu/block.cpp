@@ -298,7 +298,10 @@ const unsigned char (*warp_exchange(int kind, unsigned mask, site at, const void
             at.line, mask, name_of(o).c_str(), o.at.file, o.at.line, o.mask);
     if (o.now == state::done)
       fault("divergent warp operation: %s waits at %s:%d, %s has ended", name_of(t).c_str(), at.file, at.line, name_of(o).c_str());
-    all = all && o.now == state::in_warp;
+    if (o.now != state::in_warp) { // the last to come looks at all; if none does, stuck() says why
+      all = false;
+      break;
+    }
   }
   if (all) {
     if (spare.empty()) spare.push_back(&exchanges.emplace_back());

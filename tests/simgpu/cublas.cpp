@@ -15,6 +15,7 @@ struct handle {
   stream *on = nullptr;
   void *workspace = nullptr;
   size_t workspace_bytes = 0;
+  bool tf32 = false; // products of fp32 on tensor cores
 };
 handle *of(cublasHandle_t h, const char *what) {
   if (!h) fault("%s: no handle", what);
@@ -45,7 +46,7 @@ struct matrix {
   }
 };
 
-float load(const unsigned char *at, int i, cudaDataType_t type) {
+float load(const unsigned char *at, int i, cudaDataType_t type, bool tf32 = false) {
   uint32_t bits = 0;
   if (type == CUDA_R_16BF) {
     uint16_t half;
@@ -53,6 +54,7 @@ float load(const unsigned char *at, int i, cudaDataType_t type) {
     bits = (uint32_t)half << 16;
   } else {
     memcpy(&bits, at + 4 * (size_t)i, sizeof bits);
+    if (tf32 && (bits & 0x7f800000) != 0x7f800000) bits = (bits + 0x1000) & ~0x1fffu; // 11 bits of mantissa, one of them hidden
   }
   float value;
   memcpy(&value, &bits, sizeof value);
@@ -75,6 +77,7 @@ struct product {
   int m, n, k;
   bool transpose_a, transpose_b;
   float alpha, beta;
+  bool tf32;
   matrix a, b, c;
 };
 
@@ -95,7 +98,7 @@ product make_product(const char *what, handle *h, cublasOperation_t op_a, cublas
   if ((!bf16 && !fp32) || !computes)
     fault("%s: types %s × %s → %s with compute type %d are not supported", what, name_of(a_type), name_of(b_type), name_of(c_type), (int)compute);
   const bool ta = op_a == CUBLAS_OP_T, tb = op_b == CUBLAS_OP_T;
-  product p = {m,  n,  k,  ta, tb, 0, 0, {"A", ta ? k : m, ta ? m : k, lda, a_type}, {"B", tb ? n : k, tb ? k : n, ldb, b_type}, {"C", m, n, ldc, c_type}};
+  product p = {m,  n,  k,  ta, tb, 0, 0, fp32 && (h->tf32 || compute == CUBLAS_COMPUTE_32F_FAST_TF32), {"A", ta ? k : m, ta ? m : k, lda, a_type}, {"B", tb ? n : k, tb ? k : n, ldb, b_type}, {"C", m, n, ldc, c_type}};
   check_leading("A", lda, p.a.rows);
   check_leading("B", ldb, p.b.rows);
   check_leading("C", ldc, m);
@@ -128,9 +131,9 @@ void run_product(const product &p, const void *a, const void *b, void *c) {
   const size_t m = (size_t)p.m, n = (size_t)p.n, k = (size_t)p.k;
   std::vector<float> left(m * k), right(n * k), out(m * n);
   for (int j = 0; j < p.a.columns; j++)
-    for (int i = 0; i < p.a.rows; i++) left[p.transpose_a ? (size_t)i * m + (size_t)j : (size_t)j * m + (size_t)i] = load(p.a.column(a, j), i, p.a.type);
+    for (int i = 0; i < p.a.rows; i++) left[p.transpose_a ? (size_t)i * m + (size_t)j : (size_t)j * m + (size_t)i] = load(p.a.column(a, j), i, p.a.type, p.tf32);
   for (int j = 0; j < p.b.columns; j++)
-    for (int i = 0; i < p.b.rows; i++) right[p.transpose_b ? (size_t)i * k + (size_t)j : (size_t)j * k + (size_t)i] = load(p.b.column(b, j), i, p.b.type);
+    for (int i = 0; i < p.b.rows; i++) right[p.transpose_b ? (size_t)i * k + (size_t)j : (size_t)j * k + (size_t)i] = load(p.b.column(b, j), i, p.b.type, p.tf32);
   multiply(p.m, p.n, p.k, left.data(), right.data(), out.data());
   for (int j = 0; j < p.n; j++) {
     auto *column = const_cast<unsigned char *>(p.c.column(c, j));
@@ -173,9 +176,9 @@ cublasStatus_t cublasSetWorkspace(cublasHandle_t h, void *workspace, size_t byte
   return CUBLAS_STATUS_SUCCESS;
 }
 cublasStatus_t cublasSetMathMode(cublasHandle_t h, cublasMath_t mode) {
-  (void)of(h, "cublasSetMathMode");
   const int known = CUBLAS_TF32_TENSOR_OP_MATH | CUBLAS_PEDANTIC_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
   if (mode & ~known) fault("cublasSetMathMode(%d)", (int)mode);
+  of(h, "cublasSetMathMode")->tf32 = mode & CUBLAS_TF32_TENSOR_OP_MATH;
   return CUBLAS_STATUS_SUCCESS;
 }
 const char *cublasGetStatusString(cublasStatus_t status) {

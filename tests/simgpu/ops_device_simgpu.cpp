@@ -2,6 +2,7 @@
 #include "../ops_device.h"
 
 #include "simgpu/simgpu.h"
+#include "simgpu/waits.h"
 
 #include <cstdio>
 
@@ -11,6 +12,9 @@ void ops_device_forbid(void *memory, size_t bytes) {
 }
 void ops_device_allow(void *memory, size_t bytes) {
   simgpu::permit(memory, bytes);
+}
+int64_t simgpu_waits(void) {
+  return simgpu::counted.synchronizations;
 }
 int64_t ops_device_launches(void) {
   return simgpu::counted.launches + simgpu::counted.products;
