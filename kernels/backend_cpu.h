@@ -102,6 +102,8 @@ spt_status spt_cpu_attention_products_backward(spt_backend *backend, const spt_a
 spt_status spt_cpu_head_loss(spt_backend *backend, const spt_head_loss_args *args);
 spt_status spt_cpu_batched_gemm(spt_backend *backend, const spt_gemm_batch *batch);
 spt_status spt_cpu_add(spt_backend *backend, int64_t count, const float *a, const float *b, float *out);
+spt_status spt_cpu_sum(spt_backend *backend, int64_t count, const float *values, double *sum);
+spt_status spt_cpu_decide(spt_backend *backend, double grad_clip, spt_control *control);
 spt_status spt_cpu_gradient_stats(spt_backend *backend, int64_t count, const float *g, spt_control *control);
 spt_status spt_cpu_factor_momentum(spt_backend *backend, int count, const spt_factor_entry *entries, float beta,
                                    bool normalize, spt_dtype dtype, const spt_control *control);

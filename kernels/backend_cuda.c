@@ -93,10 +93,16 @@ spt_status spt_cuda_scratch(spt_cuda *cuda, size_t bytes, void **scratch_p) {
   return SPT_OK;
 }
 
-/* The next slot, once its last copy is done. */
+/* The next slot, once its last copy is done: as a rule it is, and the host does not wait. */
 static spt_status take_slot(spt_cuda *cuda, int *slot_p) {
   const int slot = (int)(cuda->staging.used % SPT_CUDA_SLOTS);
-  if (cuda->staging.used >= SPT_CUDA_SLOTS) SPT_CUDA(cudaEventSynchronize(cuda->staging.done[slot]));
+  if (cuda->staging.used >= SPT_CUDA_SLOTS) {
+    const cudaError_t state = cudaEventQuery(cuda->staging.done[slot]);
+    if (state == cudaErrorNotReady)
+      SPT_CUDA(cudaEventSynchronize(cuda->staging.done[slot]));
+    else
+      SPT_CUDA(state);
+  }
   cuda->staging.used++;
   *slot_p = slot;
   return SPT_OK;
@@ -144,6 +150,25 @@ static spt_status cuda_download(spt_backend *backend, void *host, const void *de
     memcpy((unsigned char *)host + begin, slot_memory(cuda, slot), part_at(bytes, begin));
     taken++;
   }
+  return SPT_OK;
+}
+
+static unsigned char *later_memory(const spt_cuda *cuda, int slot) {
+  return cuda->later.memory + (size_t)slot * SPT_LATER_BYTES;
+}
+static spt_status cuda_later_issue(spt_backend *backend, int slot, const void *device, size_t bytes) {
+  spt_cuda *cuda = (spt_cuda *)backend;
+  SPT_CUDA(cudaMemcpyAsync(later_memory(cuda, slot), device, bytes, cudaMemcpyDeviceToHost, cuda->stream));
+  SPT_CUDA(cudaEventRecord(cuda->later.done[slot], cuda->stream));
+  return SPT_OK;
+}
+static spt_status cuda_later_take(spt_backend *backend, int slot, void *host, size_t bytes, bool *done_p) {
+  spt_cuda *cuda = (spt_cuda *)backend;
+  const cudaError_t state = cudaEventQuery(cuda->later.done[slot]);
+  *done_p = state == cudaSuccess;
+  if (state == cudaErrorNotReady) return SPT_OK;
+  SPT_CUDA(state);
+  memcpy(host, later_memory(cuda, slot), bytes);
   return SPT_OK;
 }
 
@@ -255,6 +280,9 @@ static void cuda_close(spt_backend **backend_p) {
   for (int i = 0; i < SPT_CUDA_SLOTS; i++)
     if (cuda->staging.done[i]) (void)cudaEventDestroy(cuda->staging.done[i]);
   (void)cudaFreeHost(cuda->staging.memory);
+  for (int i = 0; i < SPT_CUDA_LATER; i++)
+    if (cuda->later.done[i]) (void)cudaEventDestroy(cuda->later.done[i]);
+  (void)cudaFreeHost(cuda->later.memory);
   if (cuda->stream) (void)cudaStreamDestroy(cuda->stream);
   free(cuda);
   *backend_p = NULL;
@@ -269,6 +297,8 @@ static const spt_ops cuda_ops = {.name = "cuda",
                                  .zero = cuda_zero,
                                  .add = cuda_add,
                                  .synchronize = cuda_synchronize,
+                                 .later_issue = cuda_later_issue,
+                                 .later_take = cuda_later_take,
                                  .workspace_bytes = cuda_workspace_bytes,
                                  .group_packed_bytes = spt_cuda_group_packed_bytes,
                                  .group_pack = spt_cuda_group_pack,
@@ -283,6 +313,8 @@ static const spt_ops cuda_ops = {.name = "cuda",
                                  .head_loss = spt_cuda_head_loss,
                                  .batched_gemm = spt_cuda_batched_gemm,
                                  .gradient_stats = spt_cuda_gradient_stats,
+                                 .sum = spt_cuda_sum_values,
+                                 .decide = spt_cuda_decide,
                                  .factor_momentum = spt_cuda_factor_momentum,
                                  .power_iteration = spt_cuda_power_iteration,
                                  .factor_update = spt_cuda_factor_update,
@@ -308,6 +340,15 @@ bool spt_cuda_present(char *why_p, size_t size) {
   return false;
 }
 
+spt_status spt_cuda_choose(int local_rank) {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  (void)cudaGetLastError();
+  if (error != cudaSuccess || count < 1) return SPT_OK; // told where one is asked for
+  SPT_CUDA(cudaSetDevice(local_rank % count));
+  return SPT_OK;
+}
+
 static spt_status open_cublas(spt_cuda *cuda, bool tf32) {
   const spt_cublas *lib = &cuda->lib;
   SPT_TRY(spt_cublas_load(&cuda->lib));
@@ -331,6 +372,11 @@ static spt_status open_device(spt_cuda *cuda, bool tf32) {
   SPT_CUDA(cudaHostAlloc(&memory, (size_t)SPT_CUDA_SLOTS * SPT_CUDA_SLOT_BYTES, cudaHostAllocDefault));
   cuda->staging.memory = memory;
   for (int i = 0; i < SPT_CUDA_SLOTS; i++) SPT_CUDA(cudaEventCreateWithFlags(&cuda->staging.done[i], cudaEventDisableTiming));
+  void *later = NULL;
+  SPT_CUDA(cudaHostAlloc(&later, (size_t)SPT_CUDA_LATER * SPT_LATER_BYTES, cudaHostAllocDefault));
+  cuda->later.memory = later;
+  for (int i = 0; i < SPT_CUDA_LATER; i++) SPT_CUDA(cudaEventCreateWithFlags(&cuda->later.done[i], cudaEventDisableTiming));
+  cuda->base.stream = cuda->stream;
   void *table = NULL;
   SPT_TRY(allocate(3 * SPT_CUDA_BATCH * sizeof *cuda->batch_table, &table));
   cuda->batch_table = table;

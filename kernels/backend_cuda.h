@@ -9,13 +9,21 @@
 
 #include "core/op_cost.h"
 
-/* Pinned memory through which ordinary host memory is copied: a ring of slots, each free again once its copy's event has passed. */
-enum { SPT_CUDA_SLOTS = 16, SPT_CUDA_SLOT_BYTES = 1 << 19 };
+/* Pinned memory through which ordinary host memory is copied: a ring of slots, each free again once its copy's event has passed. A step takes one,
+ * and two a micro-batch; the host would wait where two steps take more than there are. */
+enum { SPT_CUDA_SLOTS = 64, SPT_CUDA_SLOT_BYTES = 1 << 17 };
 typedef struct spt_cuda_staging {
   unsigned char *memory; /* (SLOTS, SLOT_BYTES) pinned */
   cudaEvent_t done[SPT_CUDA_SLOTS];
   int64_t used; /* slots taken so far */
 } spt_cuda_staging;
+
+/* Small downloads that are taken later, each in a slot of its own. */
+enum { SPT_CUDA_LATER = 2 };
+typedef struct spt_cuda_later {
+  unsigned char *memory; /* (LATER, SPT_LATER_BYTES) pinned */
+  cudaEvent_t done[SPT_CUDA_LATER];
+} spt_cuda_later;
 
 typedef struct spt_cuda_rope_table {
   double theta;
@@ -31,6 +39,7 @@ typedef struct spt_cuda {
   cublasHandle_t cublas;
   void *cublas_workspace;
   spt_cuda_staging staging;
+  spt_cuda_later later;
   spt_cuda_rope_table rope;
   void *scratch; /* of the vector ops, in the stream's order */
   size_t scratch_bytes;
@@ -57,6 +66,9 @@ typedef struct spt_cuda {
 spt_status spt_cuda_open(spt_precision precision, int threads, int local_ranks, spt_backend **backend_p);
 /* Whether a device can be used; why_p: its name, or why not (64 bytes or more). */
 bool spt_cuda_present(char *why_p, size_t size);
+
+/* Makes device number local_rank modulo the visible ones the current one; nothing where there is none. */
+spt_status spt_cuda_choose(int local_rank);
 
 /* Frames an op: while profiling, both wait for the device, and end adds the time and `cost` to the op's row. */
 spt_status spt_cuda_begin(spt_backend *backend, spt_cuda **cuda_p);
@@ -112,6 +124,8 @@ spt_status spt_cuda_group_forward(spt_backend *backend, const spt_group_forward_
 spt_status spt_cuda_group_backward(spt_backend *backend, const spt_group_backward_args *args);
 spt_status spt_cuda_head_loss(spt_backend *backend, const spt_head_loss_args *args);
 spt_status spt_cuda_batched_gemm(spt_backend *backend, const spt_gemm_batch *batch);
+spt_status spt_cuda_sum_values(spt_backend *backend, int64_t count, const float *values, double *sum);
+spt_status spt_cuda_decide(spt_backend *backend, double grad_clip, spt_control *control);
 spt_status spt_cuda_gradient_stats(spt_backend *backend, int64_t count, const float *g, spt_control *control);
 spt_status spt_cuda_factor_momentum(spt_backend *backend, int count, const spt_factor_entry *entries, float beta, bool normalize,
                                     spt_dtype dtype, const spt_control *control);

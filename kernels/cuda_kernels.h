@@ -68,8 +68,13 @@ cudaError_t spt_cuda_pack(const spt_cuda_pieces *pieces, spt_dtype act, cudaStre
 enum { SPT_CUDA_STATS_CHUNK = 1 << 14 };
 #define SPT_CUDA_STATS_BYTES(count) ((size_t)(((count) + SPT_CUDA_STATS_CHUNK - 1) / SPT_CUDA_STATS_CHUNK) * 2 * sizeof(double))
 cudaError_t spt_cuda_stats(int64_t count, const float *g, double *scratch, spt_control *control, cudaStream_t stream);
+/* *sum += Σ values, in double. */
+cudaError_t spt_cuda_add_sum(int64_t count, const float *values, double *sum, cudaStream_t stream);
+/* spt_control_decide. */
+cudaError_t spt_cuda_decision(double grad_clip, spt_control *control, cudaStream_t stream);
 typedef struct spt_cuda_adamw_factors {
-  float keep, beta1, beta2, step_size, second_scale, eps;
+  float keep, beta1, beta2, lr, eps;
+  int64_t step; /* 0: control->applied */
 } spt_cuda_adamw_factors;
 cudaError_t spt_cuda_adamw_update(int64_t count, float *w, const float *gradient, float *m, float *v, const spt_cuda_adamw_factors *factors,
                                   const spt_control *control, cudaStream_t stream);

@@ -3,8 +3,6 @@
 
 #include "cuda_kernels.h"
 
-#include <math.h>
-
 /* Entries from `first` on, as many as one launch takes: even, so that pairs stay together. */
 static spt_cuda_factors factors_from(int count, const spt_factor_entry *entries, int first) {
   spt_cuda_factors factors = {.count = count - first < SPT_CUDA_FACTORS ? count - first : SPT_CUDA_FACTORS};
@@ -30,6 +28,15 @@ spt_status spt_cuda_gradient_stats(spt_backend *backend, int64_t count, const fl
   SPT_TRY(spt_cuda_scratch(cuda, SPT_CUDA_STATS_BYTES(count), &scratch));
   SPT_CUDA(spt_cuda_stats(count, g, scratch, control, cuda->stream));
   return spt_cuda_end(cuda, spt_cost_flat(SPT_OP_GRADIENT_STATS, count, 4, 0));
+}
+
+spt_status spt_cuda_sum_values(spt_backend *backend, int64_t count, const float *values, double *sum) {
+  SPT_CUDA(spt_cuda_add_sum(count, values, sum, ((spt_cuda *)backend)->stream));
+  return SPT_OK;
+}
+spt_status spt_cuda_decide(spt_backend *backend, double grad_clip, spt_control *control) {
+  SPT_CUDA(spt_cuda_decision(grad_clip, control, ((spt_cuda *)backend)->stream));
+  return SPT_OK;
 }
 
 spt_status spt_cuda_factor_momentum(spt_backend *backend, int count, const spt_factor_entry *entries, float beta, bool normalize,
@@ -86,9 +93,9 @@ spt_status spt_cuda_adamw(spt_backend *backend, int64_t count, float *w, const f
   const spt_cuda_adamw_factors factors = {.keep = (float)(1.0 - (double)lr * (double)decay),
                                           .beta1 = beta1,
                                           .beta2 = beta2,
-                                          .step_size = (float)((double)lr / (1.0 - pow((double)beta1, (double)step))),
-                                          .second_scale = (float)(1.0 / (1.0 - pow((double)beta2, (double)step))),
-                                          .eps = eps};
+                                          .lr = lr,
+                                          .eps = eps,
+                                          .step = step};
   SPT_CUDA(spt_cuda_adamw_update(count, w, gradient, m, v, &factors, control, cuda->stream));
   return spt_cuda_end(cuda, spt_cost_flat(SPT_OP_ADAMW, count, 16, 12));
 }

@@ -80,6 +80,20 @@ spt_status spt_cpu_gradient_stats(spt_backend *backend, int64_t count, const flo
   return spt_cpu_end(cpu, spt_cost_flat(SPT_OP_GRADIENT_STATS, count, 4, 0));
 }
 
+spt_status spt_cpu_sum(spt_backend *backend, int64_t count, const float *values, double *sum) {
+  (void)backend;
+  double own = 0;
+  for (int64_t i = 0; i < count; i++) own += (double)values[i];
+  *sum += own;
+  return SPT_OK;
+}
+
+spt_status spt_cpu_decide(spt_backend *backend, double grad_clip, spt_control *control) {
+  (void)backend;
+  spt_control_decide(control, grad_clip);
+  return SPT_OK;
+}
+
 static int64_t count_elements(int count, const spt_factor_entry *entries) {
   int64_t sum = 0;
   for (int i = 0; i < count; i++) sum += entries[i].rows * entries[i].cols;
@@ -232,6 +246,7 @@ spt_status spt_cpu_adamw(spt_backend *backend, int64_t count, float *w, const fl
                          const spt_control *control) {
   if (control->apply == 0.0f) return SPT_OK;
   spt_cpu *cpu = spt_cpu_begin(backend);
+  if (step == 0) step = control->applied;
   const adamw_factors factors = {.keep = (float)(1.0 - (double)lr * (double)decay),
                                  .clip = control->clip,
                                  .beta1 = beta1,

@@ -112,12 +112,44 @@ cudaError_t spt_cuda_stats(int64_t count, const float *g, double *scratch, spt_c
   return spt_launch(stats_end_kernel, dim3(1), dim3(THREADS), 0, stream, chunks, scratch, control);
 }
 
+/* One block: a micro-batch's losses are few. */
+static __global__ void __launch_bounds__(THREADS) add_sum_kernel(int64_t count, const float *values, double *sum) {
+  SPT_SHARED(double, warps, THREADS / 32);
+  double own = 0.0;
+  for (int64_t i = threadIdx.x; i < count; i += THREADS) own += (double)values[i];
+  own = block_sum(own, warps);
+  if (threadIdx.x == 0) *sum += own;
+}
+cudaError_t spt_cuda_add_sum(int64_t count, const float *values, double *sum, cudaStream_t stream) {
+  return spt_launch(add_sum_kernel, dim3(1), dim3(THREADS), 0, stream, count, values, sum);
+}
+
+/* spt_control_decide of core/backend.h. */
+static __global__ void __launch_bounds__(32) decide_kernel(double grad_clip, spt_control *control) {
+  if (threadIdx.x != 0) return;
+  const double norm = sqrt(control->sum_squares);
+  const bool apply = control->non_finite == 0.0 && isfinite(control->loss) && isfinite(norm) && control->failed == 0.0;
+  control->clip = grad_clip > 0.0 && norm > grad_clip ? (float)(grad_clip / (norm + 1e-6)) : 1.0f;
+  control->apply = apply ? 1.0f : 0.0f;
+  if (apply) control->applied++;
+}
+cudaError_t spt_cuda_decision(double grad_clip, spt_control *control, cudaStream_t stream) {
+  return spt_launch(decide_kernel, dim3(1), dim3(32), 0, stream, grad_clip, control);
+}
+
 /* ---- AdamW ---- */
 
 static __global__ void __launch_bounds__(THREADS) adamw_kernel(int64_t count, float *w, const float *gradient, float *m, float *v,
                                                                spt_cuda_adamw_factors f, const spt_control *control, bool aligned) {
+  SPT_SHARED(float, corrections, 2);
   if (control->apply == 0.0f) return;
-  const float clip = control->clip;
+  if (threadIdx.x == 0) { // double powers are slow: one thread's work
+    const double step = (double)(f.step > 0 ? f.step : control->applied);
+    corrections[0] = (float)((double)f.lr / (1.0 - pow((double)f.beta1, step)));
+    corrections[1] = (float)(1.0 / (1.0 - pow((double)f.beta2, step)));
+  }
+  __syncthreads();
+  const float clip = control->clip, step_size = corrections[0], second_scale = corrections[1];
   for (int64_t at = first_unit(); at < count; at += unit_stride()) {
     float x[UNIT], g[UNIT], first[UNIT], second[UNIT];
     load_unit(w, at, count, aligned, x);
@@ -129,7 +161,7 @@ static __global__ void __launch_bounds__(THREADS) adamw_kernel(int64_t count, fl
       g[k] *= clip;
       first[k] = f.beta1 * first[k] + (1.0f - f.beta1) * g[k];
       second[k] = f.beta2 * second[k] + (1.0f - f.beta2) * g[k] * g[k];
-      x[k] = f.keep * x[k] - f.step_size * first[k] / (sqrtf(second[k] * f.second_scale) + f.eps);
+      x[k] = f.keep * x[k] - step_size * first[k] / (sqrtf(second[k] * second_scale) + f.eps);
     }
     store_unit(w, at, count, aligned, x);
     store_unit(m, at, count, aligned, first);

@@ -88,8 +88,9 @@ static void install_signal_handlers(void) {
 
 /* ---- one step ---- */
 
-/* Forward and backward of this rank's share of the batch; the gradient reduction starts during the last backward. */
-static spt_status accumulate_gradients(trainer *t, double *loss_sum_p) {
+/* Forward and backward of this rank's share of the batch; the gradient reduction starts during the last backward. *loss_sum, backend memory, is
+ * added to. */
+static spt_status accumulate_gradients(trainer *t, double *loss_sum) {
   const spt_config *config = &t->config;
   const int64_t passes = config->batch.sequences / t->comm->size / config->batch.micro;
   const float loss_scale = (float)(1.0 / (double)trainer_tokens_per_step(config));
@@ -97,45 +98,13 @@ static spt_status accumulate_gradients(trainer *t, double *loss_sum_p) {
   if (t->tree) trainer_tree_begin(t);
   for (int64_t pass = 0; pass < passes; pass++) {
     spt_micro_batch batch;
-    double *sum_p = t->tree ? trainer_tree_loss(t, pass) : loss_sum_p;
+    double *sum_p = t->tree ? trainer_tree_loss(t, pass) : loss_sum;
     spt_watchdog_at(&t->here, t->step, SPT_PHASE_COMPUTE);
     SPT_TRY(spt_prefetch_next(t->prefetch, &batch));
     SPT_TRY(spt_model_train(t->model, batch.sequences, batch.ids, batch.targets, loss_scale,
                             pass == passes - 1 ? &hooks : NULL, sum_p));
     if (t->tree && pass < passes - 1) SPT_TRY(spt_tree_reduction_keep(trainer_tree_reduction(t)));
   }
-  return SPT_OK;
-}
-
-/* Sums what every rank must know before the update, in one message, and decides the same on all ranks. */
-static spt_status decide(trainer *t, spt_status status, double loss_sum, double data_wait, spt_control *control,
-                         trainer_step *step) {
-  const spt_config *config = &t->config;
-  const double now = trainer_now();
-  const bool due = t->comm->rank == 0 && config->checkpoint.every_seconds > 0 &&
-                   now - t->saves.tried_at >= config->checkpoint.every_seconds;
-  double sums[TRAINER_SUMS] = {[TRAINER_SUM_SQUARES] = control->sum_squares,
-                               [TRAINER_SUM_NON_FINITE] = control->non_finite,
-                               [TRAINER_SUM_LOSS] = loss_sum,
-                               [TRAINER_SUM_STOP] = stop_requested,
-                               [TRAINER_SUM_DUE] = due,
-                               [TRAINER_SUM_FAILED] = status != SPT_OK,
-                               [TRAINER_SUM_BUSY] = !spt_checkpoint_save_idle(t->saver)};
-  SPT_TRY(t->tree ? trainer_tree_reduce(t, sums)
-                  : t->comm->ops->reduce_double(t->comm, sums, TRAINER_SUMS, SPT_REDUCE_SUM));
-  if (sums[TRAINER_SUM_FAILED] > 0) return spt_comm_agree(t->comm, status, NULL);
-  double slowest = data_wait;
-  SPT_TRY(t->comm->ops->reduce_double(t->comm, &slowest, 1, SPT_REDUCE_MAX));
-  step->data_wait_seconds = slowest;
-  step->loss = sums[TRAINER_SUM_LOSS] / (double)trainer_tokens_per_step(config);
-  step->grad_norm = sqrt(sums[TRAINER_SUM_SQUARES]);
-  step->stop = sums[TRAINER_SUM_STOP] > 0;
-  step->save_due = sums[TRAINER_SUM_DUE] > 0;
-  step->saves_idle = sums[TRAINER_SUM_BUSY] == 0;
-  step->applied = sums[TRAINER_SUM_NON_FINITE] == 0 && isfinite(step->loss) && isfinite(step->grad_norm);
-  const double clip = config->optimizer.grad_clip;
-  control->clip = clip > 0 && step->grad_norm > clip ? (float)(clip / (step->grad_norm + 1e-6)) : 1.0f;
-  control->apply = step->applied ? 1.0f : 0.0f;
   return SPT_OK;
 }
 
@@ -148,65 +117,53 @@ static void add_overlap(trainer *t) {
   t->overlap.gather_seconds += last->gather_seconds;
 }
 
-/* A failure where the other ranks already wait in a collective: this rank words it and ends the job. */
-static spt_status abort_on_failure(trainer *t, spt_status status, const char *phase) {
-  if (status == SPT_OK || t->comm->size == 1) return status;
-  fprintf(stderr, "spectron-dist: rank %d (%s), step %lld, %s: %s\n", t->comm->rank, t->comm->host,
-          (long long)t->step + 1, phase, spt_error_message());
-  fflush(stderr);
-  t->comm->ops->abort(t->comm, (int)status);
-  return status;
-}
-
-/* The owned gradient's sum of squares and non-finite elements. */
-static spt_status gradient_stats(trainer *t, spt_control *control) {
-  if (t->tree) return trainer_tree_gradient_stats(t, control);
-  spt_backend *backend = t->backend;
-  SPT_TRY(backend->ops->upload(backend, t->control, control, sizeof *control));
-  SPT_TRY(spt_optimizer_gradient_stats(t->optimizer, t->control));
-  return backend->ops->download(backend, control, t->control, sizeof *control);
-}
-
-/* Prefetched tokens → forward → backward → reduction → sharded update → gather. */
+/* Prefetched tokens → forward → backward → reduction → sharded update → gather. On a device all of it is issued, and trainer_settle completes
+ * *step. */
 static spt_status train_step(trainer *t, trainer_step *step) {
   const double start = trainer_now(), waited = spt_prefetch_wait_seconds(t->prefetch);
+  const bool on_host = t->backend->host_memory;
   double loss_sum = 0;
+  if (t->settled_at == 0) t->settled_at = start;
   // a rank whose data or backend fails goes on with the step's collectives, so that all ranks can leave together
   spt_status status = t->backend->ops->zero(t->backend, t->gradients, (size_t)t->plan->layout.elements * sizeof(float));
+  if (status == SPT_OK && !on_host) status = trainer_decide_begin(t);
   const double zeroed = trainer_now();
   if (t->saves.folder_lost[0]) status = SPT_FAIL(SPT_ERR_USAGE, "%s", t->saves.folder_lost);
-  if (status == SPT_OK) status = accumulate_gradients(t, &loss_sum);
+  if (status == SPT_OK) status = accumulate_gradients(t, on_host ? &loss_sum : &t->control->loss);
   const double data_wait = spt_prefetch_wait_seconds(t->prefetch) - waited;
   const double computed = trainer_now();
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_REDUCE);
-  SPT_TRY(abort_on_failure(t, spt_data_parallel_reduce_finish(t->data_parallel), "gradient reduction"));
+  SPT_TRY(trainer_abort_on_failure(t, spt_data_parallel_reduce_finish(t->data_parallel), "gradient reduction"));
   const double reduced = trainer_now();
 
   spt_control control = {.clip = 1, .apply = 1}; // as the backend's memory has it
-  if (status == SPT_OK) status = gradient_stats(t, &control);
+  if (status == SPT_OK && on_host) status = trainer_gradient_stats(t, &control);
   const double counted = trainer_now();
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_DECIDE);
-  SPT_TRY(decide(t, status, loss_sum, data_wait, &control, step));
-  SPT_TRY(abort_on_failure(t, t->backend->ops->upload(t->backend, t->control, &control, sizeof control), "decision"));
+  if (on_host) {
+    SPT_TRY(trainer_decide(t, status, loss_sum, data_wait, stop_requested, &control, step));
+    SPT_TRY(trainer_abort_on_failure(t, t->backend->ops->upload(t->backend, t->control, &control, sizeof control), "decision"));
+  } else
+    SPT_TRY(trainer_abort_on_failure(t, trainer_decide_issue(t, status, data_wait, stop_requested), "decision"));
   const double decided = trainer_now();
   SPT_TRY(trainer_audit_check(t));
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_OPTIMIZER);
   const double factor = spt_schedule_factor(&t->config.schedule, t->step);
   step->lr = factor * t->config.optimizer.lr;
-  SPT_TRY(abort_on_failure(t, spt_optimizer_step(t->optimizer, factor, t->control), "optimizer"));
+  SPT_TRY(trainer_abort_on_failure(t, spt_optimizer_step(t->optimizer, factor, t->control), "optimizer"));
   const double updated = trainer_now();
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_GATHER);
-  SPT_TRY(abort_on_failure(t, spt_data_parallel_gather(t->data_parallel), "parameter gather"));
+  SPT_TRY(trainer_abort_on_failure(t, spt_data_parallel_gather(t->data_parallel), "parameter gather"));
   const double gathered = trainer_now();
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_REFRESH);
-  SPT_TRY(abort_on_failure(t, spt_model_refresh(t->model), "compute copy"));
+  SPT_TRY(trainer_abort_on_failure(t, spt_model_refresh(t->model), "compute copy"));
   SPT_TRY(trainer_audit_take(t));
 #ifdef SPT_RED_ZONES
-  SPT_TRY(abort_on_failure(t, trainer_check_red_zones(t), "red zones"));
+  if (on_host) SPT_TRY(trainer_abort_on_failure(t, trainer_check_red_zones(t), "red zones"));
 #endif
 
-  t->step++;
-  t->tokens += trainer_tokens_per_step(&t->config);
+  step->number = ++t->step;
+  step->tokens = t->tokens += trainer_tokens_per_step(&t->config);
   t->times.data_wait += data_wait;
   t->times.model += computed - zeroed - data_wait;
   t->times.reduce_wait += reduced - computed;
@@ -215,8 +172,7 @@ static spt_status train_step(trainer *t, trainer_step *step) {
   t->times.optimizer += zeroed - start + step->optimizer_seconds - (decided - counted);
   t->times.gather += gathered - updated;
   t->times.refresh += trainer_now() - gathered;
-  step->seconds = trainer_now() - start;
-  t->times.total += step->seconds;
+  if (on_host) t->times.total += step->seconds = trainer_now() - start;
   add_overlap(t);
   return SPT_OK;
 }
@@ -228,14 +184,14 @@ static spt_status check_divergence(trainer *t, const trainer_step *step) {
   t->skipped_in_a_row = step->applied ? 0 : t->skipped_in_a_row + 1;
   if (t->skipped_in_a_row > 0 && t->comm->rank == 0)
     trainer_progress_event("step %lld: gradients or loss are not finite, the update is skipped (%d in a row)",
-                           (long long)t->step, t->skipped_in_a_row);
-  const bool last = t->step == t->config.schedule.steps;
+                           (long long)step->number, t->skipped_in_a_row);
+  const bool last = step->number == t->config.schedule.steps;
   if (t->skipped_in_a_row == 0 || (t->skipped_in_a_row < SKIPPED_STEPS_MAX && !last)) return SPT_OK;
   return SPT_FAIL(SPT_ERR_DIVERGED,
                   "training diverged: no finite gradients for %d step%s up to step %lld, nothing is saved since; start "
                   "again with a smaller "
                   "optimizer.lr in a new run%s",
-                  t->skipped_in_a_row, t->skipped_in_a_row == 1 ? "" : "s", (long long)t->step,
+                  t->skipped_in_a_row, t->skipped_in_a_row == 1 ? "" : "s", (long long)step->number,
                   t->saves.durable_step >= 0 ? ", from a checkpoint of this one (--init-from) if you like" : "");
 }
 
@@ -267,8 +223,8 @@ static void record(trainer *t, const trainer_step *step, bool validated) {
                                          [SPT_REDUCTION_TREE] = SPT_COLLECTIVE_EXCHANGE};
   const spt_comm_counter reduce = traffic[kinds[t->config.dist.reduction]];
   const spt_overlap *overlap = spt_data_parallel_overlap(t->data_parallel);
-  const spt_metric_record entry = {.step = t->step,
-                                   .tokens = t->tokens,
+  const spt_metric_record entry = {.step = step->number,
+                                   .tokens = step->tokens,
                                    .loss = step->loss,
                                    .lr = step->lr,
                                    .grad_norm = step->grad_norm,
@@ -306,6 +262,47 @@ static bool is_due(int64_t every, int64_t step) {
   return every > 0 && step % every == 0;
 }
 
+/* Of a step that another was issued after: nothing here needs the device at rest. */
+static spt_status after_issued_step(trainer *t, const trainer_step *step) {
+  SPT_TRY(check_divergence(t, step));
+  spt_watchdog_at(&t->here, t->step, SPT_PHASE_SAVE);
+  double since = trainer_now();
+  if (t->comm->rank == 0 && is_due(t->config.metrics.every, step->number)) record(t, step, false);
+  add_time(&since, &t->times.logging);
+  if (step->saves_idle && t->saves.path[0] && t->skipped_in_a_row == 0) trainer_finish_save(t);
+  add_time(&since, &t->times.save);
+  if (t->comm->rank == 0) trainer_progress_step(t, step);
+  add_time(&since, &t->times.logging);
+  return SPT_OK;
+}
+
+/* What follows the issued step needs the device at rest. */
+static bool needs_rest(const trainer *t) {
+  const spt_config *config = &t->config;
+  return t->step == config->schedule.steps || t->options.profile || t->save_pending || t->skipped_in_a_row > 0 ||
+         is_due(config->checkpoint.every, t->step) || (t->validation && is_due(config->validation.every, t->step));
+}
+
+/* On a device: the step before the issued one is known by now, or soon; the issued one is waited for where something follows that needs it. */
+static spt_status settle(trainer *t, trainer_step *step, bool *settled_p) {
+  bool stop = false, save_due = false;
+  if (t->unsettled.number > 0) {
+    trainer_step before = t->unsettled;
+    SPT_TRY(trainer_settle(t, &before));
+    SPT_TRY(after_issued_step(t, &before));
+    stop = before.stop;
+    save_due = before.save_due;
+  }
+  t->unsettled = *step;
+  *settled_p = stop || save_due || needs_rest(t);
+  if (!*settled_p) return SPT_OK;
+  SPT_TRY(trainer_settle(t, step));
+  t->unsettled.number = 0;
+  step->stop |= stop;
+  step->save_due |= save_due;
+  return SPT_OK;
+}
+
 /* A save is put off while updates are skipped, and until the parameters have proved themselves finite in a validation
  * or by their own values: a poisoned state never takes the place of a good one. Validation precedes a due save; a new
  * best forces one; the last step is always saved; a stop waits for no validation. */
@@ -324,6 +321,9 @@ static spt_status after_step(trainer *t, const trainer_step *step) {
   t->save_pending |= last || best || stop || step->save_due || is_due(config->checkpoint.every, t->step);
   if (t->save_pending && t->skipped_in_a_row == 0) {
     SPT_TRY(trainer_audit_check(t));
+#ifdef SPT_RED_ZONES
+    if (!t->backend->host_memory) SPT_TRY(trainer_abort_on_failure(t, trainer_check_red_zones(t), "red zones")); // each check waits for the device
+#endif
     SPT_TRY(trainer_save(t, best, last || stop));
     t->save_pending = false; // also after a failure: the next one comes with the next interval
   } else if (stop && t->comm->rank == 0) {
@@ -347,8 +347,10 @@ static spt_status train(trainer *t) {
     t->backend->profiling = t->options.profile;
     SPT_TRY(train_step(t, &step));
     t->backend->profiling = false; // a validation's or a save's ops are not a step's
-    SPT_TRY(after_step(t, &step));
-    stop = step.stop || t->stop_in_validation;
+    bool settled = true;
+    if (!t->backend->host_memory) SPT_TRY(settle(t, &step, &settled));
+    if (settled) SPT_TRY(after_step(t, &step));
+    stop = settled && (step.stop || t->stop_in_validation);
     add_time(&since, &t->times.loop);
     if (t->step == t->first_step + 1) trainer_profile_first_step(t);
   }

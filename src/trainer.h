@@ -48,6 +48,7 @@ typedef struct trainer_first_step {
 
 /* What a finished step was; the same on every rank. */
 typedef struct trainer_step {
+  int64_t number, tokens; /* completed with it */
   double loss, grad_norm, lr;
   double seconds, data_wait_seconds; /* of the slowest rank */
   double optimizer_seconds;
@@ -93,6 +94,7 @@ typedef struct trainer {
   trainer_options options;
   spt_config config;
   spt_comm *comm;
+  spt_comm *bulk; /* for gradients and parameters where they are on GPUs, NULL elsewhere: comm then */
   spt_whereabouts here; /* of the main thread, for the watchdog and the signal handlers */
   spt_watchdog *watchdog;
   spt_backend *backend;
@@ -102,6 +104,10 @@ typedef struct trainer {
   spt_slab parameter_slab, gradient_slab;
   float *parameters, *gradients;
   spt_control *control; /* backend memory: a step's statistics and decision */
+  trainer_step unsettled; /* issued, and not yet known to the host: on devices one step at most, number 0: none */
+  double settled_at;
+  spt_status failed; /* this rank's, told to the others a step late */
+  char failed_words[1024];
   spt_model *model;
   spt_optimizer *optimizer;
   spt_data_parallel *data_parallel;
@@ -190,6 +196,21 @@ spt_status trainer_tree_reduce(trainer *t, double sums[TRAINER_SUMS]);
 /* A validation's losses by micro-batch, all 0 at first; and their sum once all ranks have added theirs (Collective). */
 double *trainer_tree_validation(trainer *t);
 spt_status trainer_tree_validation_sum(trainer *t, int64_t batches, double *sum_p);
+
+/* trainer_decide.c: what a step sums over ranks, and clip and apply. Where memory is the host's, sums are, and are decided on, at once. On a
+ * device both happen there, in the stream's order, and the host learns of them a step late. */
+spt_status trainer_decide_open(trainer *t); /* after the state is loaded; Local */
+/* A failure where the other ranks already wait in a collective: this rank words it and ends the job. */
+spt_status trainer_abort_on_failure(trainer *t, spt_status status, const char *phase);
+/* Host: the own gradient's statistics into *control. Local. */
+spt_status trainer_gradient_stats(trainer *t, spt_control *control);
+/* Host: sums what every rank must know before the update, in one message, and decides the same on all ranks. Collective. */
+spt_status trainer_decide(trainer *t, spt_status status, double loss_sum, double data_wait, bool stop, spt_control *control, trainer_step *step);
+/* Device: begins a step's sums; and all that is to be done after its backward. status is this rank's so far. Collective, waits for nothing. */
+spt_status trainer_decide_begin(trainer *t);
+spt_status trainer_decide_issue(trainer *t, spt_status status, double data_wait, bool stop);
+/* Device: waits until the issued step's decision is known, and completes *step. When a rank has failed, its error. Collective. */
+spt_status trainer_settle(trainer *t, trainer_step *step);
 
 /* trainer_check.c */
 /* The masters this rank owns are finite. Collective: all ranks get the same answer. */

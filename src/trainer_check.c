@@ -1,17 +1,18 @@
 /* What must hold of a run's memory: finite masters before a save, untouched gaps between tensors. */
 #include "trainer.h"
 
+#include <stddef.h>
+
 spt_status trainer_parameters_finite(trainer *t, bool *finite_p) {
-  double bad = 0;
   spt_control found = {0};
-  spt_status status = t->backend->ops->upload(t->backend, t->control, &found, sizeof found);
+  spt_status status = t->backend->ops->upload(t->backend, t->control, &found, offsetof(spt_control, clip)); // what is applied is kept
   for (int i = 0; status == SPT_OK && i < t->model_item_count; i++) {
     const spt_checkpoint_item *item = &t->items[i];
     if (item->begin < item->end)
       status = t->backend->ops->gradient_stats(t->backend, item->end - item->begin, item->values, t->control);
   }
   if (status == SPT_OK) status = t->backend->ops->download(t->backend, &found, t->control, sizeof found);
-  bad = found.non_finite;
+  double bad = found.non_finite;
   SPT_TRY(spt_comm_agree(t->comm, status, NULL));
   SPT_TRY(t->comm->ops->reduce_double(t->comm, &bad, 1, SPT_REDUCE_SUM));
   *finite_p = bad == 0;

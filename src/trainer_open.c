@@ -2,6 +2,7 @@
 #include "job_cost.h"
 #include "trainer.h"
 
+#include "dist/comm_nccl.h"
 #include "io/job_toml.h"
 
 #include <math.h>
@@ -74,10 +75,36 @@ static spt_status choose_micro(trainer *t) {
   return SPT_OK;
 }
 
-static spt_status open_compute(trainer *t) {
+static spt_status open_backend(trainer *t) {
   const spt_config *config = &t->config;
+  SPT_TRY(spt_backend_choose_device(config->device.backend, t->comm->local_rank));
   SPT_TRY(spt_backend_open(config->device.backend, config->device.precision, (int)config->device.threads,
                            t->comm->cpu_sharers, &t->backend));
+  if (!t->backend->host_memory && config->dist.reduction == SPT_REDUCTION_TREE)
+    return SPT_FAIL(SPT_ERR_USAGE, "[dist] reduction = \"tree\" is for the CPU; use \"all-reduce\" or \"reduce-scatter\" on GPUs");
+  return SPT_OK;
+}
+
+/* With backend = "auto" each rank chose by itself. */
+static spt_status check_backends(trainer *t) {
+  double on_host = t->backend->host_memory;
+  SPT_TRY(t->comm->ops->reduce_double(t->comm, &on_host, 1, SPT_REDUCE_SUM));
+  if (on_host == 0 || on_host == t->comm->size) return SPT_OK;
+  return SPT_FAIL(SPT_ERR_USAGE,
+                  "[device] backend = \"auto\": %d of %d ranks have no GPU: start ranks where there are GPUs only, or say --backend cpu",
+                  (int)on_host, t->comm->size);
+}
+
+/* Ranks with GPUs reduce by NCCL. */
+static spt_status open_bulk(trainer *t) {
+  if (t->backend->host_memory || t->comm->size == 1) return SPT_OK;
+  return spt_comm_nccl_open(t->comm, t->backend->stream, &t->bulk);
+}
+
+static spt_status open_compute(trainer *t) {
+  const spt_config *config = &t->config;
+  SPT_TRY(spt_comm_agree(t->comm, open_backend(t), NULL));
+  SPT_TRY(check_backends(t));
   SPT_TRY(choose_micro(t));
   t->backend->profiling = t->options.profile;
   SPT_TRY(spt_backend_measure_peak(t->backend));
@@ -138,10 +165,11 @@ static spt_status open_prefetch(trainer *t) {
 
 static spt_status open_data_parallel(trainer *t) {
   const bool overlap = t->config.dist.overlap;
+  spt_comm *comm = t->bulk ? t->bulk : t->comm;
   if (t->tree)
-    return spt_data_parallel_open_tree(t->comm, t->plan, trainer_tree_reduction(t), overlap, t->parameters,
+    return spt_data_parallel_open_tree(comm, t->plan, trainer_tree_reduction(t), overlap, t->parameters,
                                        t->gradients, &t->data_parallel);
-  return spt_data_parallel_open(t->comm, t->plan, t->config.dist.reduction, overlap, t->parameters, t->gradients,
+  return spt_data_parallel_open(comm, t->plan, t->config.dist.reduction, overlap, t->parameters, t->gradients,
                                 &t->data_parallel);
 }
 
@@ -160,11 +188,13 @@ spt_status trainer_open(trainer *t) {
   PHASE(open_folder(t));
   PHASE(open_data(t));
   PHASE(open_compute(t));
+  PHASE(open_bulk(t));
   PHASE(trainer_tree_open(t));
   PHASE(open_data_parallel(t));
   PHASE(spt_checkpoint_saver_open(t->comm, t->backend, t->items, t->item_count, &t->saver));
   if (saves_on_the_way(config)) spt_checkpoint_saver_prepare(t->saver);
   PHASE(trainer_load_state(t));
+  PHASE(trainer_decide_open(t));
   PHASE(spt_model_refresh(t->model));
   PHASE(open_records(t));
   PHASE(open_prefetch(t));
@@ -177,6 +207,7 @@ void trainer_close(trainer *t) {
   spt_checkpoint_saver_close(&t->saver);
   if (t->metrics) spt_metrics_close(&t->metrics);
   spt_data_parallel_close(&t->data_parallel);
+  if (t->bulk) t->bulk->ops->close(&t->bulk);
   trainer_tree_close(t);
   spt_optimizer_close(&t->optimizer);
   spt_model_close(&t->model);

@@ -90,21 +90,21 @@ static void format_seconds(double seconds, char text[32]) {
 
 void trainer_progress_step(const trainer *t, const trainer_step *step) {
   const double now = trainer_now(), interval = on_terminal() ? 1.0 / LIVE_PER_SECOND : LOG_SECONDS;
-  const bool last = t->step == t->config.schedule.steps, first = t->step == t->first_step + 1;
+  const bool last = step->number == t->config.schedule.steps, first = step->number == t->first_step + 1;
   if (first) shown.first_done = now;
   if (now - shown.last_line < interval && !last && !first) return;
   shown.last_line = now;
   const double rate = (double)trainer_tokens_per_step(&t->config) / step->seconds;
   const double peak = t->backend->peak_flops * t->comm->size;
   char left[32], share[32] = "";
-  const double per_step = first ? 0 : (now - shown.first_done) / (double)(t->step - t->first_step - 1);
+  const double per_step = first ? 0 : (now - shown.first_done) / (double)(step->number - t->first_step - 1);
   if (first)
     snprintf(left, sizeof left, "?");
   else
-    format_seconds(per_step * (double)(t->config.schedule.steps - t->step), left);
+    format_seconds(per_step * (double)(t->config.schedule.steps - step->number), left);
   if (peak > 0) snprintf(share, sizeof share, "  %4.1f%% of peak", 100 * rate * t->flops.train_per_token / peak);
   clear_live_line();
-  printf("step %lld/%lld  loss %.4f  lr %.2e  %.0f tokens/s%s  %s left%s", (long long)t->step,
+  printf("step %lld/%lld  loss %.4f  lr %.2e  %.0f tokens/s%s  %s left%s", (long long)step->number,
          (long long)t->config.schedule.steps, step->loss, step->lr, rate, share, left, on_terminal() ? "" : "\n");
   shown.live_shown = on_terminal();
   fflush(stdout);

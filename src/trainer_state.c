@@ -73,8 +73,13 @@ static spt_status init_pair(trainer *t, int index) {
   spt_status status = a && b ? SPT_OK : SPT_FAIL(SPT_ERR_RESOURCE, "out of memory initialising a factor pair");
   if (status == SPT_OK) status = spt_params_init_pair(t->params, index, t->config.run.seed, a, b);
   const int64_t *offset = t->plan->layout.offset;
-  if (status == SPT_OK) status = t->backend->ops->upload(t->backend, t->parameters + offset[pair->a], a, a_bytes);
-  if (status == SPT_OK) status = t->backend->ops->upload(t->backend, t->parameters + offset[pair->b], b, b_bytes);
+  if (status == SPT_OK) {
+#pragma omp critical(upload) // a device's copies are one thread's at a time
+    {
+      status = t->backend->ops->upload(t->backend, t->parameters + offset[pair->a], a, a_bytes);
+      if (status == SPT_OK) status = t->backend->ops->upload(t->backend, t->parameters + offset[pair->b], b, b_bytes);
+    }
+  }
   free(a);
   free(b);
   return status;
@@ -121,17 +126,32 @@ static spt_status init_pairs(trainer *t) {
   return failed == SPT_OK ? SPT_OK : SPT_FAIL(failed, "%s", message);
 }
 
+/* One tensor of the parameters from rank `root` to all, by way of the host where they lie on a device. */
+static spt_status share_tensor(trainer *t, int tensor, int root, float *buffer) {
+  float *values = t->parameters + t->plan->layout.offset[tensor];
+  const size_t bytes = (size_t)t->params->tensors[tensor].count * sizeof *values;
+  if (!buffer) return t->comm->ops->broadcast(t->comm, values, bytes, root);
+  SPT_TRY(t->backend->ops->download(t->backend, buffer, values, bytes));
+  SPT_TRY(t->comm->ops->broadcast(t->comm, buffer, bytes, root));
+  return t->backend->ops->upload(t->backend, values, buffer, bytes);
+}
+
 /* With method adamw a pair's factors are cut over ranks, while one rank decomposed them: it sends them whole. */
 static spt_status share_pairs(trainer *t) {
   if (spt_method_uses_pairs(t->config.optimizer.method) || t->comm->size == 1) return SPT_OK;
-  for (int i = 0; i < t->params->pair_count; i++) {
-    const int tensors[2] = {t->params->pairs[i].a, t->params->pairs[i].b};
-    for (int side = 0; side < 2; side++)
-      SPT_TRY(t->comm->ops->broadcast(t->comm, t->parameters + t->plan->layout.offset[tensors[side]],
-                                      (size_t)t->params->tensors[tensors[side]].count * sizeof(float),
-                                      i % t->comm->size));
+  int64_t largest = 1;
+  for (int i = 0; i < t->params->tensor_count; i++)
+    if (t->params->tensors[i].count > largest) largest = t->params->tensors[i].count;
+  float *buffer = t->backend->host_memory ? NULL : malloc((size_t)largest * sizeof *buffer);
+  const bool without = !t->backend->host_memory && !buffer;
+  spt_status status = spt_comm_agree(
+      t->comm, without ? SPT_FAIL(SPT_ERR_RESOURCE, "out of memory sharing the initial parameters") : SPT_OK, NULL);
+  for (int i = 0; status == SPT_OK && i < t->params->pair_count; i++) {
+    status = share_tensor(t, t->params->pairs[i].a, i % t->comm->size, buffer);
+    if (status == SPT_OK) status = share_tensor(t, t->params->pairs[i].b, i % t->comm->size, buffer);
   }
-  return SPT_OK;
+  free(buffer);
+  return status;
 }
 
 static spt_status init_parameters(trainer *t) {

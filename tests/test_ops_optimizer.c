@@ -125,6 +125,41 @@ static void stats_body(ops_fixture *f) {
   assert_true(control.non_finite == 2.0 + (double)found);
 }
 
+static void sum_body(ops_fixture *f) {
+  const int64_t count = ops_draw(f, 1, 5000);
+  double *values = ops_random(f, count, 3.0), want = -2.5, found = -2.5;
+  const float *device = ops_put(f, values, count, SPT_F32);
+  for (int64_t i = 0; i < count; i++) want += values[i];
+  double *const sum = ops_poison_bytes(f, sizeof *sum);
+  OPS_OK(f->backend->ops->upload(f->backend, sum, &found, sizeof found));
+  OPS_OK(f->backend->ops->sum(f->backend, count, device, sum));
+  OPS_OK(f->backend->ops->download(f->backend, &found, sum, sizeof found));
+  assert_true(fabs(found - want) < 1e-9 * (double)count);
+}
+
+/* Every case of a decision: finite or not, by each of its four grounds; with a norm above the limit, below it, and without one. */
+static void decide_body(ops_fixture *f) {
+  for (int bad = 0; bad < 5; bad++) {
+    for (int limit = 0; limit < 3; limit++) {
+      const double norm = (double)ops_draw(f, 1, 1000) / 10.0, clip = limit == 0 ? 0.0 : limit == 1 ? 0.5 * norm : 2.0 * norm;
+      const int64_t applied = ops_draw(f, 0, 1000);
+      const spt_control before = {.sum_squares = bad == 1 ? (double)INFINITY : norm * norm,
+                                  .non_finite = bad == 2 ? 3.0 : 0.0,
+                                  .loss = bad == 3 ? (double)NAN : 1.5,
+                                  .failed = bad == 4 ? 1.0 : 0.0,
+                                  .clip = 7.0f,
+                                  .apply = 7.0f,
+                                  .applied = applied};
+      spt_control *const device = ops_put_control(f, before), after;
+      OPS_OK(f->backend->ops->decide(f->backend, clip, device));
+      OPS_OK(f->backend->ops->download(f->backend, &after, device, sizeof after));
+      assert_true(after.apply == (bad ? 0.0f : 1.0f));
+      assert_int_equal(after.applied, applied + !bad);
+      if (!bad) assert_true(fabs((double)after.clip - (limit == 1 ? clip / (norm + 1e-6) : 1.0)) < 1e-6);
+    }
+  }
+}
+
 /* A pair of factors with their reference copies. */
 typedef struct factor_test {
   spt_factor_entry entry;
@@ -212,11 +247,14 @@ static void adamw_body(ops_fixture *f) {
         *device_v = ops_put(f, v, count, SPT_F32);
   const float *device_g = ops_put(f, g, count, SPT_F32), lr = 1e-2f, decay = 0.1f, beta1 = 0.9f, beta2 = 0.95f,
               eps = 1e-8f;
-  const spt_control *const skip = control_of(f, 0.5f, 0.0f), *const go = control_of(f, 0.5f, 1.0f);
+  const bool counted = ops_draw(f, 0, 1) == 1; // the count of updates is the control's
+  const spt_control *const skip = control_of(f, 0.5f, 0.0f),
+                           *const go = ops_put_control(f, (spt_control){.clip = 0.5f, .apply = 1.0f, .applied = counted ? step : 77});
+  const int64_t given = counted ? 0 : step;
   OPS_OK(f->backend->ops->adamw(f->backend, count, device_w, device_g, device_m, device_v, lr, decay, beta1, beta2, eps,
-                                step, skip));
+                                given, skip));
   OPS_OK(f->backend->ops->adamw(f->backend, count, device_w, device_g, device_m, device_v, lr, decay, beta1, beta2, eps,
-                                step, go));
+                                given, go));
   ref_adamw(count, w, g, m, v, (double)lr, (double)decay, (double)beta1, (double)beta2, (double)eps, step, 0.5);
   ops_check(f, "w", ops_get(f, device_w, count, SPT_F32), w, count, SPT_F32, 0.5);
   ops_check(f, "m", ops_get(f, device_m, count, SPT_F32), m, count, SPT_F32, 0.5);
@@ -232,6 +270,8 @@ static void test_stats(void **state) {
   (void)state;
   ops_run("gradient stats", stats_body, 4);
   ops_run("add", add_body, 4);
+  ops_run("sum", sum_body, 4);
+  ops_run("decide", decide_body, 2);
 }
 static void test_factors(void **state) {
   (void)state;
@@ -240,7 +280,7 @@ static void test_factors(void **state) {
 }
 static void test_adamw(void **state) {
   (void)state;
-  ops_run("adamw", adamw_body, 3);
+  ops_run("adamw", adamw_body, 5);
 }
 
 int main(void) {
@@ -249,6 +289,6 @@ int main(void) {
   static const char *const kernels[] = {"batch_kernel",      "sum_kernel",        "stats_kernel",        "stats_end_kernel",
                                         "momentum_kernel",   "(normalize_kernel<T>)", "power_begin_kernel", "power_left_kernel",
                                         "power_middle_kernel", "power_right_kernel", "power_end_kernel",   "(update_kernel<T>)",
-                                        "adamw_kernel"};
+                                        "adamw_kernel",      "add_sum_kernel",    "decide_kernel"};
   return OPS_MAIN(tests, kernels);
 }

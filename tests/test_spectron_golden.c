@@ -271,8 +271,11 @@ static void run_steps(const method_case *c, run *r, double bound) {
     assert_true(fabs(factor - c->lr_factor[t]) <= 1e-12);
     control.clip = (float)c->clip[t];
     control.apply = (float)c->apply[t];
+    for (int64_t i = 0; i <= t; i++) control.applied += c->apply[i] != 0;
     assert_ok(ops->upload(r->backend, r->control, &control, sizeof control));
     for (int rank = 0; rank < r->ranks; rank++) assert_ok(spt_optimizer_step(r->optimizer[rank], factor, r->control));
+    for (int rank = 0; rank < r->ranks; rank++) // a device's control has counted; the CPU's optimizer counts by itself
+      if (!r->backend->host_memory) spt_optimizer_set_applied(r->optimizer[rank], control.applied);
     if (c->has_sigma) check_sigmas(c, r, t, bound);
   }
 }

@@ -11,10 +11,13 @@
 
 #include "config.h"
 
+#include <math.h>
+
 typedef enum { SPT_F32, SPT_BF16 } spt_dtype;
 static inline size_t spt_dtype_size(spt_dtype dtype) { return dtype == SPT_BF16 ? 2 : 4; }
 
 #define SPT_GROUP_MAX 3
+enum { SPT_LATER_BYTES = 256 };
 
 typedef enum { SPT_PROLOGUE_NONE, SPT_PROLOGUE_RMSNORM, SPT_PROLOGUE_SWIGLU } spt_prologue;
 typedef enum { SPT_EPILOGUE_NONE, SPT_EPILOGUE_ROPE, SPT_EPILOGUE_RESIDUAL } spt_epilogue;
@@ -127,13 +130,30 @@ typedef struct spt_gemm_batch {
   void *const *c;                  /* [batch]; overlaps no a, b or d entry */
 } spt_gemm_batch;
 
-/* Device-resident decisions of a step; host-readable on the CPU. */
+/* What a step knows of its gradient, and what is decided from it; host-readable on the CPU. Sums and maxima over ranks are taken of the first
+ * SPT_CONTROL_SUMS and the SPT_CONTROL_MAXIMA doubles behind them. */
+enum { SPT_CONTROL_TOLD = 3, SPT_CONTROL_SUMS = 4 + SPT_CONTROL_TOLD, SPT_CONTROL_MAXIMA = 1 };
 typedef struct spt_control {
   double sum_squares; /* of the (owned) gradients */
   double non_finite;  /* number of non-finite gradient elements */
+  double loss;        /* Σ losses of the step */
+  double failed;      /* ranks that could not do their part */
+  double told[SPT_CONTROL_TOLD]; /* the trainer's own, summed with these */
+  double slowest;                /* the trainer's own, the largest of all ranks */
   float clip;         /* factor on the gradients, 1 = none */
   float apply;        /* 0: skip the update, 1: apply */
+  int64_t applied;    /* number of applied updates, kept by decide */
 } spt_control;
+
+/* From sums over ranks: apply is 1 when loss and gradients are finite and no rank has failed, and is then counted; clip brings the gradients' norm
+ * to grad_clip where it is larger (0: never). */
+static inline void spt_control_decide(spt_control *control, double grad_clip) {
+  const double norm = sqrt(control->sum_squares);
+  const bool apply = control->non_finite == 0 && isfinite(control->loss) && isfinite(norm) && control->failed == 0;
+  control->clip = grad_clip > 0 && norm > grad_clip ? (float)(grad_clip / (norm + 1e-6)) : 1.0f;
+  control->apply = apply ? 1.0f : 0.0f;
+  if (apply) control->applied++;
+}
 
 /* One factor in the optimizer's batch (rows ≥ 1, cols ≥ 1). */
 typedef struct spt_factor_entry {
@@ -202,6 +222,10 @@ typedef struct spt_ops {
   /* out = a + b, or a copy of a where b is NULL; out may be a or b */
   spt_status (*add)(spt_backend *backend, int64_t count, const float *a, const float *b, float *out);
   spt_status (*synchronize)(spt_backend *backend);
+  /* A download that is issued now and taken later, SPT_LATER_BYTES at most; slot: 0 or 1, taken before it is used again. take: *done_p is false, and
+   * nothing is written, until all that was issued before has been done; it does not wait. NULL where memory is the host's. */
+  spt_status (*later_issue)(spt_backend *backend, int slot, const void *device, size_t bytes);
+  spt_status (*later_take)(spt_backend *backend, int slot, void *host, size_t bytes, bool *done_p);
   /* bytes of `workspace` that cover every model op for this model at `tokens` per pass; train = backward too */
   size_t (*workspace_bytes)(spt_backend *backend, const spt_model_config *model, int64_t tokens, bool train);
 
@@ -226,6 +250,10 @@ typedef struct spt_ops {
   spt_status (*batched_gemm)(spt_backend *backend, const spt_gemm_batch *batch);
   /* control->sum_squares += Σ g², control->non_finite += number of non-finite g; sums in double, in a fixed order per call */
   spt_status (*gradient_stats)(spt_backend *backend, int64_t count, const float *g, spt_control *control);
+  /* *sum += Σ values, in double, in a fixed order; sum is backend memory */
+  spt_status (*sum)(spt_backend *backend, int64_t count, const float *values, double *sum);
+  /* spt_control_decide on the device */
+  spt_status (*decide)(spt_backend *backend, double grad_clip, spt_control *control);
   /* momentum ← beta·momentum + (1 − beta)·clip·gradient; if x: x ← momentum/(‖momentum‖_F + 1e-7) as `dtype`, or, with
    * normalize false, x ← momentum.  Alg. 1 lines 7–8, Alg. 2 lines 1–3. Nothing happens when control->apply is 0. */
   spt_status (*factor_momentum)(spt_backend *backend, int count, const spt_factor_entry *entries, float beta, bool normalize, spt_dtype dtype, const spt_control *control);
@@ -233,7 +261,7 @@ typedef struct spt_ops {
   spt_status (*power_iteration)(spt_backend *backend, int count, const spt_factor_entry *entries, int steps, const spt_control *control);
   /* entries 2i, 2i+1 are A, B of pair i:  w ← (1 − lr·decay)·w − rho·x,  rho = lr/(sigma_A + sigma_B + 1) with renormalize, else lr */
   spt_status (*factor_update)(spt_backend *backend, int count, const spt_factor_entry *entries, float lr, float decay, bool renormalize, spt_dtype dtype, const spt_control *control);
-  /* Decoupled AdamW on `count` elements; step is the number of applied updates including this one (from 1). */
+  /* Decoupled AdamW on `count` elements; step is the number of applied updates including this one (from 1), or 0: control->applied is. */
   spt_status (*adamw)(spt_backend *backend, int64_t count, float *w, const float *gradient, float *m, float *v, float lr, float decay, float beta1, float beta2, float eps, int64_t step, const spt_control *control);
 } spt_ops;
 
@@ -243,6 +271,7 @@ struct spt_backend {
   int threads;
   int processors;              /* that the threads have: on the CPU at most `threads`; 1 on a GPU */
   bool host_memory;            /* backend memory is ordinary memory, which the host may read between ops */
+  void *stream;                /* the device's compute stream (a cudaStream_t), in whose order ops run after they return; NULL: ops run at once */
   char description[192];       /* "cpu, 2 threads, bf16 (AMX), oneDNN 2.6.3" */
   double peak_flops;           /* measured matrix-product rate of this backend for `act`, 0 = not measured */
   double peak_bytes;           /* measured rate of moving memory, bytes read and bytes written a second, 0 = not measured */
@@ -253,6 +282,9 @@ struct spt_backend {
 /* Opens the backend `kind`; AUTO takes CUDA where built and present, else CPU. precision AUTO and threads 0 are resolved as the design's
  * "The job file" says (threads: allowed CPUs over local_ranks, at least 1; local_ranks: those that share the CPUs). Defined in kernels/backend.c. The caller closes it by ops->close. */
 spt_status spt_backend_open(spt_backend_kind kind, spt_precision precision, int threads, int local_ranks, spt_backend **backend_p);
+/* Before spt_backend_open, which then uses it: the CUDA device number local_rank modulo the visible ones, where `kind` may be CUDA's. Does nothing
+ * without a device. SPT_ERR_RESOURCE: the device cannot be chosen. */
+spt_status spt_backend_choose_device(spt_backend_kind kind, int local_rank);
 /* Measures the rate of a large matrix product in `act` into peak_flops (0.1 to 0.5 s) and, while profiling, that of moving memory into
  * peak_bytes (as long again; takes 32 MiB a thread meanwhile, 64 MiB at least: more than a core's share of a cache). */
 spt_status spt_backend_measure_peak(spt_backend *backend);

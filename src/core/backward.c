@@ -75,11 +75,11 @@ static spt_status layer_backward(spt_model *model, int64_t layer, int64_t sequen
 }
 
 spt_status spt_model_train(spt_model *model, int64_t sequences, const int32_t *ids, const int32_t *targets,
-                           float loss_scale, const spt_backward_hooks *hooks, double *loss_sum_p) {
+                           float loss_scale, const spt_backward_hooks *hooks, double *loss_sum) {
   spt_backend *backend = model->backend;
   const int64_t layers = model->config.layers;
   SPT_TRY(spt_model_trunk_forward(model, sequences, ids, targets, hooks));
-  SPT_TRY(spt_model_head(model, sequences, true, loss_scale, loss_sum_p));
+  SPT_TRY(spt_model_head(model, sequences, true, loss_scale, loss_sum));
   if (hooks) SPT_TRY(hooks->grad_ready(hooks->context, 0));
   for (int64_t layer = layers - 1; layer >= 0; layer--) {
     // only the last layer's activations are still there when one set serves all layers

@@ -66,7 +66,7 @@ spt_status spt_model_trunk_forward(spt_model *model, int64_t sequences, const in
   return SPT_OK;
 }
 
-spt_status spt_model_head(spt_model *model, int64_t sequences, bool train, float loss_scale, double *loss_sum_p) {
+spt_status spt_model_head(spt_model *model, int64_t sequences, bool train, float loss_scale, double *loss_sum) {
   spt_backend *backend = model->backend;
   const spt_model_config *config = &model->config;
   const int64_t tokens = sequences * config->seq_len;
@@ -87,15 +87,17 @@ spt_status spt_model_head(spt_model *model, int64_t sequences, bool train, float
                                    .dw = train ? model_gradient(model, head) : NULL,
                                    .workspace = spt_slab_at(&model->workspace, model->workspace_offset)};
   SPT_TRY(backend->ops->head_loss(backend, &args));
-  SPT_TRY(backend->ops->download(backend, model->host_losses, args.losses, (size_t)tokens * sizeof(float)));
-  double sum = 0;
-  for (int64_t i = 0; i < tokens; i++) sum += model->host_losses[i];
-  *loss_sum_p += sum;
-  return SPT_OK;
+  return backend->ops->sum(backend, tokens, args.losses, loss_sum);
 }
 
 spt_status spt_model_evaluate(spt_model *model, int64_t sequences, const int32_t *ids, const int32_t *targets,
                               double *loss_sum_p) {
+  spt_backend *backend = model->backend;
+  double sum, *device_sum = model_at(model, model->loss_sum);
+  SPT_TRY(backend->ops->zero(backend, device_sum, sizeof sum));
   SPT_TRY(spt_model_trunk_forward(model, sequences, ids, targets, NULL));
-  return spt_model_head(model, sequences, false, 0, loss_sum_p);
+  SPT_TRY(spt_model_head(model, sequences, false, 0, device_sum));
+  SPT_TRY(backend->ops->download(backend, &sum, device_sum, sizeof sum));
+  *loss_sum_p += sum;
+  return SPT_OK;
 }

@@ -112,6 +112,7 @@ static spt_status plan_memory(spt_model *model) {
   model->ids = spt_slab_reserve(slab, tokens * sizeof(int32_t));
   model->targets = spt_slab_reserve(slab, tokens * sizeof(int32_t));
   model->losses = spt_slab_reserve(slab, tokens * sizeof(float));
+  model->loss_sum = spt_slab_reserve(slab, sizeof(double));
   if (model->train) model->dx = spt_slab_reserve(slab, residual);
   model->workspace_offset = spt_slab_reserve(
       &model->workspace, backend->ops->workspace_bytes(backend, config, (int64_t)tokens, model->train));
@@ -125,7 +126,6 @@ static void free_plan(spt_model *model) {
   free(model->packed);
   free(model->kept);
   free(model->x);
-  free(model->host_losses);
 }
 
 spt_status spt_model_measure(spt_backend *backend, const spt_model_config *config, int64_t micro, bool train,
@@ -160,11 +160,6 @@ spt_status spt_model_open(spt_backend *backend, const spt_model_config *config, 
   SPT_TRY_GOTO(spt_slab_allocate(&model->weights, backend), fail);
   SPT_TRY_GOTO(spt_slab_allocate(&model->activations, backend), fail);
   SPT_TRY_GOTO(spt_slab_allocate(&model->workspace, backend), fail);
-  model->host_losses = malloc((size_t)(micro * config->seq_len) * sizeof(float));
-  if (!model->host_losses) {
-    status = SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for the losses of a micro-batch");
-    goto fail;
-  }
   *model_p = model;
   return SPT_OK;
 fail:

@@ -34,11 +34,11 @@ void spt_model_close(spt_model **model_p);
 
 /* Refreshes the compute copy from the masters; call after the masters change. */
 spt_status spt_model_refresh(spt_model *model);
-/* One micro-batch: ids and targets are host int32 (sequences, seq_len). Adds gradients of loss_scale·Σ losses; *loss_sum_p += Σ losses in
- * double. hooks: NULL except for the last micro-batch of a step. */
+/* One micro-batch: ids and targets are host int32 (sequences, seq_len). Adds gradients of loss_scale·Σ losses; *loss_sum += Σ losses in
+ * double, in backend memory. hooks: NULL except for the last micro-batch of a step. */
 spt_status spt_model_train(spt_model *model, int64_t sequences, const int32_t *ids, const int32_t *targets,
-                           float loss_scale, const spt_backward_hooks *hooks, double *loss_sum_p);
-/* Forward only. */
+                           float loss_scale, const spt_backward_hooks *hooks, double *loss_sum);
+/* Forward only; *loss_sum_p, the host's, += Σ losses. */
 spt_status spt_model_evaluate(spt_model *model, int64_t sequences, const int32_t *ids, const int32_t *targets,
                               double *loss_sum_p);
 /* Checks the red zones of the model's slabs. */

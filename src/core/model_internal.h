@@ -39,9 +39,9 @@ struct spt_model {
   size_t *x;               /* [layers + 1] residual stream before each layer; evaluation alternates two */
   size_t ids, targets;     /* (N) int32 */
   size_t losses;           /* (N) fp32 */
+  size_t loss_sum;         /* double, of an evaluation */
   size_t dx;               /* backward: (N, H) fp32 */
   size_t workspace_offset;
-  float *host_losses; /* (N) */
 };
 
 static inline void *model_at(const spt_model *model, size_t offset) {
@@ -67,7 +67,7 @@ spt_status spt_model_layer_forward(spt_model *model, int64_t layer, int64_t sequ
 /* Uploads ids and targets and runs the embedding and all layers. */
 spt_status spt_model_trunk_forward(spt_model *model, int64_t sequences, const int32_t *ids, const int32_t *targets,
                                    const spt_backward_hooks *hooks);
-/* Final norm, head and loss; with train also their backward (dx is written). */
-spt_status spt_model_head(spt_model *model, int64_t sequences, bool train, float loss_scale, double *loss_sum_p);
+/* Final norm, head and loss, added to *loss_sum (backend memory); with train also their backward (dx is written). */
+spt_status spt_model_head(spt_model *model, int64_t sequences, bool train, float loss_scale, double *loss_sum);
 
 #endif

@@ -371,10 +371,11 @@ spt_status spt_optimizer_step(spt_optimizer *optimizer, double lr_factor, const 
   const spt_optimizer_config *config = &optimizer->config;
   const float lr = (float)(lr_factor * config->lr);
   const float adamw_lr = (float)(lr_factor * (config->adamw.lr < 0 ? config->lr : config->adamw.lr));
-  spt_control decided; // the count of applied updates follows the device's decision
-  SPT_TRY(backend->ops->download(backend, &decided, control, sizeof decided));
-  if (decided.apply == 0) return SPT_OK;
-  optimizer->applied++;
+  int64_t applied = 0; // on a device the decision and the count are there, and nobody waits for them here
+  if (backend->host_memory) {
+    if (control->apply == 0) return SPT_OK;
+    applied = ++optimizer->applied;
+  }
   for (int i = 0; i < optimizer->chunk_count; i++) SPT_TRY(step_chunk(optimizer, &optimizer->chunks[i], lr, control));
   for (int i = 0; i < optimizer->slice_count; i++) {
     const owned_slice *owned = &optimizer->slices[i];
@@ -385,7 +386,7 @@ spt_status spt_optimizer_step(spt_optimizer *optimizer, double lr_factor, const 
                                 optimizer->gradients + offset, spt_slab_at(&optimizer->state, owned->m),
                                 spt_slab_at(&optimizer->state, owned->v), adamw_lr,
                                 tensor->decay ? (float)config->weight_decay : 0.0f, (float)config->adamw.beta1,
-                                (float)config->adamw.beta2, (float)config->adamw.eps, optimizer->applied, control));
+                                (float)config->adamw.beta2, (float)config->adamw.eps, applied, control));
   }
   return SPT_OK;
 }

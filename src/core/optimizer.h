@@ -43,12 +43,14 @@ spt_status spt_optimizer_open(spt_backend *backend, const spt_optimizer_config *
 void spt_optimizer_close(spt_optimizer **optimizer_p);
 /* The pieces of state this rank holds, ascending by (tensor, kind); owned by the optimizer. */
 const spt_state_piece *spt_optimizer_state(const spt_optimizer *optimizer, int *count_p);
-/* Number of applied updates (Adam's count); settable on resume. */
+/* Number of applied updates (Adam's count); settable on resume. Where memory is not the host's, control->applied counts, and this is what was last
+ * set. */
 int64_t spt_optimizer_applied(const spt_optimizer *optimizer);
 void spt_optimizer_set_applied(spt_optimizer *optimizer, int64_t applied);
 /* Adds the share's gradient statistics to *control (backend memory). Local: the caller sums over ranks, then decides clip and apply. */
 spt_status spt_optimizer_gradient_stats(spt_optimizer *optimizer, spt_control *control);
-/* Updates the share's masters with learning rate lr_factor·lr (Alg. 1). Counts the update as applied when control->apply is 1. */
+/* Updates the share's masters with learning rate lr_factor·lr (Alg. 1). Counts the update as applied when control->apply is 1, where
+ * memory is the host's; elsewhere control->applied has it counted already (decide), and nothing waits for the decision. */
 spt_status spt_optimizer_step(spt_optimizer *optimizer, double lr_factor, const spt_control *control);
 /* Checks the red zones of the optimizer's slabs. Local. */
 spt_status spt_optimizer_check(const spt_optimizer *optimizer);

@@ -37,6 +37,9 @@ typedef struct spt_comm_ops {
   spt_status (*wait)(spt_comm *comm, spt_request **request_p);
   /* Local: lets started operations advance. */
   spt_status (*progress)(spt_comm *comm);
+  /* On device memory, in the compute stream's order and without waiting: values[0, sums) become sums over ranks, the `maxima` behind them maxima.
+   * NULL where buffers are the host's. Collective, in order with the operations above. */
+  spt_status (*reduce_device)(spt_comm *comm, double *values, int sums, int maxima);
   /* Blocking, small. Collective. */
   spt_status (*reduce_double)(spt_comm *comm, double *values, int count, spt_reduce_op op);
   spt_status (*broadcast)(spt_comm *comm, void *bytes, size_t count, int root);

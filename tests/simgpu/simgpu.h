@@ -17,6 +17,9 @@ enum { FAULT_STATUS = 86 };
 /* Random numbers of this run; the seed is SIMGPU_SEED, or fresh, and is told with every fault. */
 uint64_t random_below(uint64_t bound);
 
+/* Devices of this node that the process sees: SIMGPU_DEVICES (8) from SIMGPU_FIRST_DEVICE (0) on, which their UUIDs tell apart. */
+int device_count();
+
 /* ---- memory.cpp: device memory ----
  * One range of addresses, apart from the host's: any access by host code faults, kernels and copies may touch live allocations only (the
  * address sanitizer checks each access). Memory is poisoned with NaN patterns when allocated and when freed. */
@@ -61,6 +64,8 @@ struct event;
 stream *stream_create();
 void stream_destroy(stream *s); /* what is on it is still executed */
 void stream_push(stream *s, std::string what, std::function<void()> work);
+/* Work that takes more than one look, such as communication: called until it is true. It must not wait by itself. */
+void stream_push_polled(stream *s, std::string what, std::function<bool()> work);
 event *event_create();
 void event_destroy(event *e);
 void event_record(event *e, stream *s);
@@ -72,13 +77,19 @@ void synchronize_stream(stream *s);
 void synchronize_device();
 /* Executes a little, or nothing, as queries do. */
 void drift();
+/* For a host that waits for something else, as in MPI: the device goes on. On the thread that made the first stream, on others nothing. */
+bool device_works_here();
+void advance();
 
-/* What was done so far: for counts of a step. */
+/* What was done so far: for counts of a step. At a normal exit written to the file SIMGPU_REPORT with ".RANK" behind it, a name and a number a
+ * line; the rank is the launcher's, or 0. */
 struct counters {
   int64_t launches, synchronizations, copies, copied_bytes, event_waits;
+  int64_t collectives, collective_bytes; /* of NCCL: operations, and what one rank gave or got */
   int64_t products, unaligned_products; /* of cuBLAS; those with an operand or a leading dimension off 16 bytes are slow on a GPU */
 };
 extern counters counted;
+void report_at_exit();
 int64_t launches_of(const char *kernel);
 
 } // namespace simgpu

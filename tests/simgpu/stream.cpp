@@ -4,13 +4,16 @@
 
 #include <algorithm>
 #include <deque>
+#include <pthread.h>
+#include <sched.h>
 #include <vector>
 
 namespace simgpu {
 
 struct item {
   std::string what;
-  std::function<void()> work; // empty: waits for, or completes, an event's record
+  std::function<void()> work; // neither: waits for, or completes, an event's record
+  std::function<bool()> polled;
   event *subject = nullptr;
   uint64_t record = 0;
   bool completes = false;
@@ -26,14 +29,21 @@ struct event {
 
 namespace {
 std::vector<stream *> streams;
+pthread_t owner; // the thread that works for the device
+bool owned = false;
 
 bool ready(const stream *s) {
   if (s->queue.empty()) return false;
   const item &head = s->queue.front();
-  return head.work || head.completes || head.subject->completed >= head.record;
+  return head.work || head.polled || head.completes || head.subject->completed >= head.record;
 }
 
+/* What is polled stays where it is until it is done. */
 void step(stream *s) {
+  if (s->queue.front().polled && !s->queue.front().polled()) {
+    sched_yield();
+    return;
+  }
   item head = std::move(s->queue.front());
   s->queue.pop_front();
   if (head.work) {
@@ -86,6 +96,11 @@ template <class Done> void run_until(Done done, const std::function<stream *()> 
 } // namespace
 
 stream *stream_create() {
+  if (!owned) {
+    owner = pthread_self();
+    owned = true;
+    report_at_exit();
+  }
   streams.push_back(new stream);
   return streams.back();
 }
@@ -99,6 +114,13 @@ void stream_push(stream *s, std::string what, std::function<void()> work) {
   item i;
   i.what = std::move(what);
   i.work = std::move(work);
+  s->queue.push_back(std::move(i));
+}
+
+void stream_push_polled(stream *s, std::string what, std::function<bool()> work) {
+  item i;
+  i.what = std::move(what);
+  i.polled = std::move(work);
   s->queue.push_back(std::move(i));
 }
 
@@ -149,6 +171,19 @@ void synchronize_device() {
   }
   for (stream *s : streams)
     if (!s->queue.empty()) fault("deadlock: a stream waits for an event that nothing will complete");
+}
+bool device_works_here() {
+  return owned && pthread_equal(owner, pthread_self());
+}
+void advance() {
+  bool any = false;
+  for (const stream *s : streams) any |= ready(s);
+  if (!any) {
+    sched_yield();
+    return;
+  }
+  device_access access;
+  step_any();
 }
 void drift() {
   device_access access;

@@ -1,0 +1,138 @@
+#!/bin/sh
+# train.sh BUILD_DIR: the trainer with the CUDA backend and NCCL, on simulated GPUs, against the CPU backend: the same losses on 1, 2 and 4 ranks,
+# low-rank and dense, with and without recomputation, all-reduce and reduce-scatter; checkpoints go over from one to the other; no step waits for
+# the device; what goes wrong ends with one line and its exit code. SIMGPU_TRAIN_COUNTS=FILE keeps the counts of a step.
+. "$(dirname "$0")/../train/lib.sh"
+export ASAN_OPTIONS="${ASAN_OPTIONS:-detect_leaks=0}"
+simulated=$build/tests/simgpu/spectron-dist-cuda-sim
+make_data
+cat >job.toml <<END
+[run]
+name = "tiny"
+seed = 7
+[model]
+hidden = 16
+layers = 2
+heads = 2
+ffn = 24
+vocab = 257
+seq_len = 16
+rank_ratio = 0.27
+[optimizer]
+lr = 0.02
+weight_decay = 0.1
+grad_clip = 1.0
+[schedule]
+steps = 10
+[batch]
+sequences = 4
+[data]
+train = "data/train-*.h5"
+validation = "data/validation-*.h5"
+[validation]
+every = 100
+tokens = 64
+[checkpoint]
+every = 5
+keep = 9
+[dist]
+bucket_mib = 1
+[device]
+precision = "fp32"
+END
+last=checkpoints/step-00000010.h5
+dense="--set model.parameterization=dense --set optimizer.method=adamw --set optimizer.lr=0.003"
+
+# on_cpu OUTPUT ARGUMENT..., on_gpu RANKS OUTPUT ARGUMENT...
+on_cpu() { out=$1; shift; mpi 1 --backend cpu --set run.output="$out" "$@" job.toml >log 2>&1 || { cat log; fail "CPU run $out"; }; }
+gpu() { ranks=$1; shift; sh "$mpi_run" "$ranks" "$simulated" --threads 1 "$@"; }
+on_gpu() {
+    ranks=$1 out=$2
+    shift 2
+    gpu "$ranks" --backend cuda --set run.output="$out" "$@" job.toml >log 2>&1 || { cat log; fail "simulated run $out"; }
+    grep -q 'simulated GPU' log || { cat log; fail "$out did not run on the simulator"; }
+}
+
+# like CPU-RUN LOSS-TOLERANCE RANKS OUTPUT ARGUMENT...: losses, relative, and every tensor of the last checkpoint
+like() {
+    with=$1 tolerance=$2
+    shift 2
+    on_gpu "$@"
+    same_losses "$with" "$2" "$tolerance" >found
+    worst=$("$compare" "$with/$last" "$2/$last" "$(awk -v t="$tolerance" 'BEGIN { print 100 * t }')") || fail "$2: checkpoints differ: $worst"
+    note "$2: $(cat found); checkpoints: $worst"
+}
+
+note "the CPU's runs"
+# shellcheck disable=SC2086
+{
+    on_cpu cpu
+    on_cpu cpu-dense $dense
+    on_cpu cpu-adamw --set optimizer.method=adamw --set optimizer.lr=0.003
+    on_cpu cpu-bf16 --set device.precision=bf16
+}
+note "low-rank"
+like cpu 1e-5 1 low-1
+like cpu 1e-5 2 low-2-recompute --set model.recompute=true --set batch.micro=1
+like cpu 1e-5 2 low-2-scatter --set dist.reduction=reduce-scatter
+like cpu 1e-5 4 low-4
+like cpu 1e-5 4 low-4-scatter-recompute --set dist.reduction=reduce-scatter --set model.recompute=true
+like cpu 1e-5 2 low-2-late --set dist.overlap=false
+like cpu-adamw 1e-5 2 adamw-2 --set optimizer.method=adamw --set optimizer.lr=0.003
+like cpu-bf16 5e-3 2 bf16-2 --set device.precision=bf16
+note "dense"
+# shellcheck disable=SC2086
+{
+    like cpu-dense 1e-5 1 dense-1-recompute $dense --set model.recompute=true
+    like cpu-dense 1e-5 2 dense-2-scatter-recompute $dense --set dist.reduction=reduce-scatter --set model.recompute=true
+    like cpu-dense 1e-5 4 dense-4 $dense
+}
+
+note "checkpoints of one backend go on on the other"
+on_gpu 2 from-cpu --resume=cpu/checkpoints/step-00000005.h5
+tail -n 5 cpu/metrics.jsonl >five && mkdir -p five-cpu && mv five five-cpu/metrics.jsonl
+same_losses five-cpu from-cpu 1e-5
+on_cpu from-gpu --resume=low-4/checkpoints/step-00000005.h5
+same_losses five-cpu from-gpu 1e-5
+
+note "a step's counts, of rank 0 of 2, as the difference between 4 and 16 steps; how often the start waits is drawn, so that waits are rounded"
+for steps in 4 16; do
+    export SIMGPU_REPORT="$work/counts-$steps"
+    on_gpu 2 "counted-$steps" --set dist.reduction=reduce-scatter --set checkpoint.every=100 --set "schedule.steps=$steps"
+done
+unset SIMGPU_REPORT
+counts=${SIMGPU_TRAIN_COUNTS:-counts}
+paste counts-4.0 counts-16.0 | awk '{ v = ($4 - $2) / 12; if ($1 == "synchronizations") v = int(v); print $1, v }' | tee "$counts"
+[ "$(awk '$1 == "synchronizations" { print $2 }' "$counts")" = 0 ] || fail "a step waits for the device"
+for name in launches products collectives; do
+    awk -v n=$name '$1 == n && $2 > 0 { found = 1 } END { exit !found }' "$counts" || fail "no $name in a step"
+done
+note "errors"
+export SIMGPU_DEVICES=1
+expect 2 'have the same GPU' gpu 2 --backend cuda --set run.output=shared job.toml
+# as Slurm shows them: one device each, number 0 everywhere
+printf '#!/bin/sh\nSIMGPU_FIRST_DEVICE=$OMPI_COMM_WORLD_LOCAL_RANK exec "$@"\n' >apart && chmod +x apart
+sh "$mpi_run" 2 ./apart "$simulated" --threads 1 --set run.output=apart-run --set schedule.steps=2 job.toml >log 2>&1 || { cat log; fail "one device a task"; }
+unset SIMGPU_DEVICES
+expect 2 'tree.* is for the CPU' gpu 2 --backend cuda --set run.output=tree --set dist.reduction=tree --set batch.micro=1 job.toml
+expect 2 'no CPU backend' gpu 1 --backend cpu --set run.output=none job.toml
+export SIMGPU_NCCL_FAIL_AT=9
+status=0
+gpu 2 --backend cuda --set run.output=broken job.toml >log 2>&1 || status=$?
+unset SIMGPU_NCCL_FAIL_AT
+[ $status = 5 ] || { cat log; fail "a broken network gave exit $status instead of 5"; }
+grep -q '^spectron-dist: rank [01] .*NCCL' log || { cat log; fail "no word of NCCL"; }
+expect 4 'diverged' gpu 2 --backend cuda --set run.output=diverged --set optimizer.method=sgd --set optimizer.lr=1000 --set optimizer.adamw.lr=1000 \
+    --set optimizer.grad_clip=0 --set schedule.warmup=0 --set schedule.steps=20 job.toml
+note "a rank's broken data ends all, a step late"
+mkdir -p bad && cp data/* bad/
+size=$(stat -c %s bad/train-*.h5 | head -1)
+for file in bad/train-*.h5; do
+    at=1000
+    while [ $at -lt $((size - 5000)) ]; do
+        at=$((at + 4096))
+        [ $at -gt 8000 ] && printf 'broken' | dd of="$file" bs=1 seek=$at conv=notrunc 2>/dev/null
+    done
+done
+expect 3 'bad/train' gpu 2 --backend cuda --set run.output=damaged --set 'data.train="bad/train-*.h5"' job.toml
+echo "all passed"
