@@ -14,22 +14,24 @@ namespace spt_attention {
 
 typedef __nv_bfloat16 bf16;
 
-/* Measures of the kernels for a type and a bucket. A block has FIXED rows of its own (queries of forward and dq, keys of dk and dv), 16 to a
- * warp, and goes over STREAMED rows of the others, two tiles in turn; in backward by CHUNK rows, which bounds registers. */
-template <class T, int D> struct measures {
+/* Measures of the kernels for a type and a bucket, forward or backward. A block has FIXED rows of its own (queries of forward and dq, keys of dk and
+ * dv), 16 to a warp, and goes over STREAMED rows of the others, two tiles in turn; in backward by CHUNK rows, which bounds registers. The more
+ * FIXED rows, the less often the others are read: 96 rows of bf16 make 96 FLOPs of each byte that comes from L2. */
+template <class T, int D, bool BACK> struct measures {
+  typedef T type;
   static constexpr bool WIDE = D > 64, FLOAT = sizeof(T) == 4;
+  static constexpr int WIDTH = D;
   static constexpr int WORD = 16 / sizeof(T);  // elements in 16 bytes
   static constexpr int DEPTH = 32 / sizeof(T); // of one step of a product
   static constexpr int STRIDE = D + WORD;
-  static constexpr int FIXED = FLOAT && WIDE ? 32 : 64;
+  static constexpr int FIXED = FLOAT ? (WIDE ? 32 : 64) : (BACK && WIDE ? 64 : 96);
   static constexpr int STREAMED = FLOAT ? (WIDE ? 16 : 32) : (WIDE ? 32 : 64);
   static constexpr int CHUNK = STREAMED < 32 ? STREAMED : 32;
   static constexpr bool APART = FLOAT && D > 96; // dk and dv in a launch each: together they have too many registers
-  static constexpr int DKDV_BLOCKS = FLOAT || WIDE ? 1 : (D > 16 ? 4 : 5); // that a multiprocessor is to hold: bounds registers, without spills
   static constexpr int THREADS = FIXED / 16 * 32;
-  static constexpr size_t FORWARD_BYTES = (FIXED + 4 * STREAMED) * STRIDE * sizeof(T);
-  static constexpr size_t DQ_BYTES = (2 * FIXED + 4 * STREAMED) * STRIDE * sizeof(T);
-  static constexpr size_t DKDV_BYTES = DQ_BYTES + 4 * STREAMED * sizeof(float); // and lse, delta
+  static constexpr int BLOCKS = FLOAT ? 1 : 2; // that a multiprocessor is to hold: bounds registers, without spills
+  static constexpr size_t BYTES = ((BACK ? 2 : 1) * FIXED + 4 * STREAMED) * STRIDE * sizeof(T); // of shared memory
+  static constexpr size_t DKDV_BYTES = BYTES + 4 * STREAMED * sizeof(float);                    // and lse, delta
   static_assert(DKDV_BYTES <= 99 * 1024, "what every GPU of capability 8.0 or more allows");
 };
 
@@ -66,10 +68,9 @@ __device__ __forceinline__ uint32_t pair_of(float low, float high) {
 
 /* Rows [first, first + ROWS) of a matrix of `rows` rows and `width` columns, `stride` elements apart, to a tile; zeros for rows and columns that
  * are not there. By 16-byte asynchronous copies if `vector`, else at once. All threads of the block. */
-template <class T, int D, int ROWS>
+template <class m, int ROWS, class T = typename m::type>
 __device__ __forceinline__ void load_tile(T *tile, const T *matrix, int64_t stride, int first, int rows, int width, bool vector) {
-  using m = measures<T, D>;
-  constexpr int WORDS = D / m::WORD; // to a row
+  constexpr int WORDS = m::WIDTH / m::WORD; // to a row
   for (int i = (int)threadIdx.x; i < ROWS * WORDS; i += m::THREADS) {
     const int row = i / WORDS, column = i % WORDS * m::WORD;
     const bool there = first + row < rows && column < width;
@@ -96,13 +97,12 @@ template <int COUNT> __device__ __forceinline__ void load_vector(float *to, cons
 
 /* A warp's accumulators (16, D) times `factor` of row g and of row g + 8, through its own 16 rows of a tile, to the matrix's rows first….
  * The warp alone reads these rows of the tile, so no barrier of the block is needed. */
-template <class T, int D>
-__device__ __forceinline__ void store_rows(const float (&c)[D / 8][4], const float (&factor)[2], T *tile, T *matrix, int64_t stride,
+template <class m, class T = typename m::type>
+__device__ __forceinline__ void store_rows(const float (&c)[m::WIDTH / 8][4], const float (&factor)[2], T *tile, T *matrix, int64_t stride,
                                            int first, int rows, int width, bool vector) {
-  using m = measures<T, D>;
   const int lane = (int)threadIdx.x % 32, g = lane / 4, t = lane % 4;
   SPT_UNROLL
-  for (int n = 0; n < D / 8; n++) {
+  for (int n = 0; n < m::WIDTH / 8; n++) {
     SPT_UNROLL
     for (int half = 0; half < 2; half++) {
       T *to = tile + (g + 8 * half) * m::STRIDE + 8 * n + 2 * t;
@@ -111,7 +111,7 @@ __device__ __forceinline__ void store_rows(const float (&c)[D / 8][4], const flo
     }
   }
   __syncwarp();
-  constexpr int WORDS = D / m::WORD;
+  constexpr int WORDS = m::WIDTH / m::WORD;
   for (int i = lane; i < 16 * WORDS; i += 32) {
     const int row = i / WORDS, column = i % WORDS * m::WORD;
     if (first + row >= rows || column >= width) continue;
@@ -153,8 +153,8 @@ __device__ __forceinline__ void multiply_add(float, float (&c)[4], const uint32_
 }
 
 /* s (16, COLUMNS) = A·Bᵀ of 16 rows of one tile and COLUMNS rows of another. */
-template <class T, int D, int COLUMNS> __device__ __forceinline__ void score(const T *a, const T *b, float (&s)[COLUMNS / 8][4]) {
-  using m = measures<T, D>;
+template <class m, int COLUMNS, class T = typename m::type>
+__device__ __forceinline__ void score(const T *a, const T *b, float (&s)[COLUMNS / 8][4]) {
   const int lane = (int)threadIdx.x % 32;
   const T *a_row = a + lane % 16 * m::STRIDE + lane / 16 * m::WORD;
   const T *b_row = b + (lane / 16 * 8 + lane % 8) * m::STRIDE + lane / 8 % 2 * m::WORD;
@@ -164,7 +164,7 @@ template <class T, int D, int COLUMNS> __device__ __forceinline__ void score(con
     for (int i = 0; i < 4; i++) s[n][i] = 0.0f;
   }
   SPT_UNROLL_BY(4)
-  for (int k = 0; k < D; k += m::DEPTH) {
+  for (int k = 0; k < m::WIDTH; k += m::DEPTH) {
     uint32_t left[4];
     spt_ldmatrix_x4(left, a_row + k);
     SPT_UNROLL
@@ -206,15 +206,14 @@ template <int STRIDE> __device__ __forceinline__ void columns_of(const float *ro
 }
 
 /* out (16, D) += P·B, P (16, KEYS) accumulators, B KEYS rows of a tile. */
-template <class T, int D, int KEYS>
-__device__ __forceinline__ void accumulate(const float (&p)[KEYS / 8][4], const T *b, float (&out)[D / 8][4]) {
-  using m = measures<T, D>;
+template <class m, int KEYS, class T = typename m::type>
+__device__ __forceinline__ void accumulate(const float (&p)[KEYS / 8][4], const T *b, float (&out)[m::WIDTH / 8][4]) {
   SPT_UNROLL
   for (int k = 0; k < KEYS / m::DEPTH; k++) {
     uint32_t left[4];
     left_of(T(), p, k, left);
     SPT_UNROLL
-    for (int n = 0; n < D; n += 16) {
+    for (int n = 0; n < m::WIDTH; n += 16) {
       uint32_t right[4];
       columns_of<m::STRIDE>(b + k * m::DEPTH * m::STRIDE + n, right);
       multiply_add(T(), out[n / 8], left, {right[0], right[1]});
