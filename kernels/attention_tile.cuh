@@ -163,7 +163,7 @@ __device__ __forceinline__ void score(const T *a, const T *b, float (&s)[COLUMNS
     SPT_UNROLL
     for (int i = 0; i < 4; i++) s[n][i] = 0.0f;
   }
-  SPT_UNROLL_BY(4)
+  SPT_UNROLL_BY(2) // more keeps more loads in flight than there are registers for
   for (int k = 0; k < m::WIDTH; k += m::DEPTH) {
     uint32_t left[4];
     spt_ldmatrix_x4(left, a_row + k);
