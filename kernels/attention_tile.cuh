@@ -8,6 +8,7 @@
 
 #include "mma.cuh"
 
+#include <math.h>
 #include <string.h>
 
 namespace spt_attention {
@@ -228,6 +229,50 @@ template <int TILES> __device__ __forceinline__ void clear(float (&c)[TILES][4])
     SPT_UNROLL
     for (int i = 0; i < 4; i++) c[n][i] = 0.0f;
   }
+}
+
+/* ---- softmax ---- */
+
+constexpr float LOG2_E = 1.4426950408889634f;
+
+/* One tile of scores of the forward pass: masks, moves the maxima, makes p of s. `carry` is what the sums so far are to be multiplied by. */
+template <int COLUMNS>
+__device__ __forceinline__ void softmax_step(float (&s)[COLUMNS / 8][4], int query, int first_key, float scale_log2, float (&maximum)[2],
+                                             float (&sum)[2], float (&carry)[2]) {
+  const int lane = (int)threadIdx.x % 32, t = lane % 4;
+  if (first_key + COLUMNS - 1 > query - lane / 4) { // beyond the warp's first query: at the diagonal
+    SPT_UNROLL
+    for (int n = 0; n < COLUMNS / 8; n++) {
+      SPT_UNROLL
+      for (int i = 0; i < 4; i++)
+        if (first_key + 8 * n + 2 * t + i % 2 > query + 8 * (i / 2)) s[n][i] = -INFINITY;
+    }
+  }
+  SPT_UNROLL
+  for (int half = 0; half < 2; half++) {
+    float largest = maximum[half];
+    SPT_UNROLL
+    for (int n = 0; n < COLUMNS / 8; n++) largest = fmaxf(largest, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+    carry[half] = spt_exp2((maximum[half] - largest) * scale_log2); // 0 at first; key 0 is seen by all, so largest is finite
+    maximum[half] = largest;
+    float part = 0.0f;
+    SPT_UNROLL
+    for (int n = 0; n < COLUMNS / 8; n++) {
+      SPT_UNROLL
+      for (int i = 2 * half; i < 2 * half + 2; i++) {
+        s[n][i] = spt_exp2((s[n][i] - largest) * scale_log2); // the difference first: equal scores give 1 however large they are
+        part += s[n][i];
+      }
+    }
+    sum[half] = sum[half] * carry[half] + part; // of this lane's columns
+  }
+}
+
+/* P of a score: 0 where the key comes after the query. lse is rounded, so that S − lse of huge scores may come out positive: at most 1. */
+__device__ __forceinline__ float probability(float score, float scale, float lse, int query, int key) {
+  return key > query ? 0.0f : spt_exp2(fminf(score * scale - lse, 0.0f) * LOG2_E);
 }
 
 } // namespace spt_attention

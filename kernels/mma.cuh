@@ -1,5 +1,6 @@
 /* Thin wrappers of what tensor-core kernels need beyond CUDA's own words: matrix products of a warp, ldmatrix, asynchronous copies to shared memory,
- * the fast power of two. On a GPU of compute capability 8.0 or more they are one instruction each; the simulator has the same functions (tests/simgpu/mma.cuh).
+ * the fast power of two. On a GPU of compute capability 8.0 or more they are one instruction each; the simulator has the same functions
+ * (tests/simgpu/mma.cuh).
  *
  * Fragments, by lane = 4·g + t (g 0…7, t 0…3), as in PTX ISA, "Matrix fragments":
  *     C (16, 8) fp32:           c[0], c[1] = C[g][2t], C[g][2t+1]      c[2], c[3] = C[g+8][2t], C[g+8][2t+1]
