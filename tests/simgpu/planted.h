@@ -1,42 +1,43 @@
-/* Planted faults: cases that run in a child each, since a fault ends the process. What is right must end well, what is wrong must be detected, with
- * its words. */
+/* Cases of the simulator's own tests: a program that is right, or one with a fault planted, whose words are wanted on stderr. A fault ends the process,
+ * so each case runs in a child. */
 #ifndef SIMGPU_PLANTED_H
 #define SIMGPU_PLANTED_H
 
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <cuda_runtime_api.h>
+#include <cuda_runtime.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-static inline void must(cudaError_t error) {
+namespace planted {
+
+inline void must(cudaError_t error) {
   if (error == cudaSuccess) return;
-  fprintf(stderr, "not done: %s\n", cudaGetErrorString(error));
+  fprintf(stderr, "%s\n", cudaGetErrorString(error));
   exit(3);
 }
-static inline void expect(bool condition, const char *what) {
+inline void expect(bool condition, const char *what) {
   if (condition) return;
   fprintf(stderr, "not so: %s\n", what);
   exit(4);
 }
 
-template <class World> struct planted_case {
+template <class... Arguments> struct test_case {
   const char *name;
-  void (*body)(World &);
+  void (*body)(Arguments...);
   const char *words; /* of the fault; nullptr: none */
 };
 
 /* Runs a case in a child; its stderr into text. Returns its exit status. */
-template <class World> int run_in_child(World (*open)(), const planted_case<World> &c, char *text, size_t size) {
+template <class Case, class Run> int run_case(const Case &c, Run run, char *text, size_t size) {
   int ends[2];
   if (pipe(ends) != 0) return -1;
   const pid_t child = fork();
   if (child == 0) {
     dup2(ends[1], STDERR_FILENO);
     close(ends[0]);
-    World w = open();
-    c.body(w);
+    run(c);
     _exit(0);
   }
   close(ends[1]);
@@ -51,13 +52,13 @@ template <class World> int run_in_child(World (*open)(), const planted_case<Worl
   return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-/* The test program's exit status: 0 when all cases are as expected. */
-template <class World, size_t COUNT> int run_planted(World (*open)(), const planted_case<World> (&cases)[COUNT]) {
+/* run(c) in a child for each of the cases; the status for main. */
+template <class Case, size_t COUNT, class Run> int run_all(const Case (&cases)[COUNT], Run run) {
   static char text[1 << 16];
   setvbuf(stdout, nullptr, _IOLBF, 0); // children must not print it again
   int failed = 0;
-  for (const planted_case<World> &c : cases) {
-    const int status = run_in_child(open, c, text, sizeof text);
+  for (const Case &c : cases) {
+    const int status = run_case(c, run, text, sizeof text);
     const bool good = c.words ? status != 0 && strstr(text, c.words) : status == 0;
     printf("%s: %s\n", good ? "ok" : "FAIL", c.name);
     if (!good) printf("  exit %d, wanted %s; it said:\n%s\n", status, c.words ? c.words : "none", text);
@@ -66,5 +67,7 @@ template <class World, size_t COUNT> int run_planted(World (*open)(), const plan
   printf("%d cases, %d failed\n", (int)COUNT, failed);
   return failed != 0;
 }
+
+} // namespace planted
 
 #endif

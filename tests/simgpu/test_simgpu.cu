@@ -1,13 +1,13 @@
 /* The simulator's own test: kernels that are right give their results, and each planted fault is detected, with its words. A fault ends the process, so
  * each case runs in a child. Usage: test_simgpu; exit 0 when all cases are as expected. */
 #include "launch.cuh"
-#include "simgpu/planted.h"
+#include "planted.h"
 #include "simgpu/simgpu.h"
 
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 
+using planted::expect;
+using planted::must;
 
 enum { N = 256, BLOCK = 64 };
 
@@ -229,7 +229,8 @@ static void wrong_block(world &w) {
   must(spt_launch(add_one, dim3(1), dim3(2048), 0, w.stream, w.in));
 }
 
-static const planted_case<world> cases[] = {
+typedef planted::test_case<world &> test_case;
+static const test_case cases[] = {
     {"reversed through shared memory", right_reverse, nullptr},
     {"sums of warps", right_sum, nullptr},
     {"dynamic shared memory", right_dynamic, nullptr},
@@ -256,5 +257,8 @@ static const planted_case<world> cases[] = {
 };
 
 int main() {
-  return run_planted(open_world, cases);
+  return planted::run_all(cases, [](const test_case &c) {
+    world w = open_world();
+    c.body(w);
+  });
 }

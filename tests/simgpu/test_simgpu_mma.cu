@@ -1,10 +1,13 @@
 /* The simulator's test of kernels/mma.cuh: fragments as the PTX ISA numbers their elements against a naive product, ldmatrix, asynchronous copies, and
  * planted faults, each detected with its words. Usage: test_simgpu_mma; exit 0 when all cases are as expected. */
 #include "../../kernels/mma.cuh" // not the simulator's beside this file
-#include "simgpu/planted.h"
+#include "planted.h"
 #include "simgpu/simgpu.h"
 
 #include <cmath>
+
+using planted::expect;
+using planted::must;
 
 enum { N = 1024, WARP = 32, BLOCK = 128 };
 
@@ -243,7 +246,8 @@ template <class... Parameters, class... Arguments> static void launch(world &w, 
   must(cudaStreamSynchronize(w.stream));
 }
 
-static const planted_case<world> cases[] = {
+typedef planted::test_case<world &> test_case;
+static const test_case cases[] = {
     {"bf16 product", right_product<16>, nullptr},
     {"tf32 product", right_product<8>, nullptr},
     {"tf32 rounding", right_tf32, nullptr},
@@ -267,5 +271,8 @@ static const planted_case<world> cases[] = {
 };
 
 int main() {
-  return run_planted(open_world, cases);
+  return planted::run_all(cases, [](const test_case &c) {
+    world w = open_world();
+    c.body(w);
+  });
 }
