@@ -4,7 +4,16 @@
  *     delta     D = rowsum(dO∘O)
  *     dq        by query tiles, over keys:     P = exp(S − lse), dS = P∘(dO·Vᵀ − D), dQ += dS·K
  *     dkdv      by key tiles, over queries and the heads that share the keys:  the same transposed, dV += Pᵀ·dO, dK += dSᵀ·Q
- * Tiles beyond the diagonal are not visited. Blocks with the most tiles come first. */
+ * Tiles beyond the diagonal are not visited. Blocks with the most tiles come first.
+ *
+ * What a call takes in bf16, with p = sequences·heads·T²/2 pairs of a query and a key before it, d = head_dim, x = bytes of q, as many kv heads:
+ *     forward     4·d·p FLOPs     p exponentials     4·x bytes of device memory
+ *     backward    14·d·p (10·d·p is the least: S and dP are made twice)     2·p     13·x: delta 2, dq 5, dkdv 6
+ * and at T = 2048 3 % and 1.5 % more FLOPs at the diagonal. Tiles that blocks read again come from L2, 4·d bytes of a key and its value for 4·d FLOPs
+ * of each of 96 queries. So at 8 × 2048 tokens and d = 64 an H100 (990 TFLOP/s, 3.35 TB/s, 16 exponentials a clock on each of 132 multiprocessors
+ * at 1.755 GHz) takes for S (12 heads), M (20) and L (24) no less than 56, 93 and 112 µs forward (exponentials; products 54, 90, 107), 185, 308 and
+ * 370 µs backward (products). Memory alone: S 30 and 98 µs. Counted, not measured; mma.sync
+ * is published to reach about 2/3 of the peak of an H100, which wgmma alone has. */
 #include "attention_cuda.h"
 #include "attention_tile.cuh"
 
@@ -20,50 +29,15 @@ struct shape {
   bool vector; /* rows are whole 16-byte words */
 };
 
-constexpr float LOG2_E = 1.4426950408889634f;
-
 /* Where a head of a sequence begins in a matrix (N, heads·head_dim). */
 template <class T> __device__ __forceinline__ T *head_of(T *matrix, const shape &s, int sequence, int head, int heads) {
   return matrix + ((int64_t)sequence * s.seq_len * heads + head) * s.head_dim;
 }
 
-/* One tile of scores of the forward pass: masks, moves the maxima, makes p of s. `carry` is what the sums so far are to be multiplied by. */
-template <int COLUMNS>
-__device__ __forceinline__ void softmax_step(float (&s)[COLUMNS / 8][4], int query, int first_key, float scale_log2, float (&maximum)[2],
-                                             float (&sum)[2], float (&carry)[2]) {
-  const int t = (int)threadIdx.x % 4;
-  SPT_UNROLL
-  for (int half = 0; half < 2; half++) {
-    float largest = maximum[half];
-    SPT_UNROLL
-    for (int n = 0; n < COLUMNS / 8; n++) {
-      SPT_UNROLL
-      for (int i = 2 * half; i < 2 * half + 2; i++) {
-        if (first_key + 8 * n + 2 * t + i % 2 > query + 8 * half) s[n][i] = -INFINITY;
-        largest = fmaxf(largest, s[n][i]);
-      }
-    }
-    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
-    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
-    carry[half] = exp2f((maximum[half] - largest) * scale_log2); // 0 at first; key 0 is seen by all, so largest is finite
-    maximum[half] = largest;
-    float part = 0.0f;
-    SPT_UNROLL
-    for (int n = 0; n < COLUMNS / 8; n++) {
-      SPT_UNROLL
-      for (int i = 2 * half; i < 2 * half + 2; i++) {
-        s[n][i] = exp2f((s[n][i] - largest) * scale_log2); // the difference first: equal scores give 1 however large they are
-        part += s[n][i];
-      }
-    }
-    sum[half] = sum[half] * carry[half] + part; // of this lane's columns
-  }
-}
-
 template <class T, int D>
-__global__ void __launch_bounds__(measures<T, D>::THREADS)
+__global__ void __launch_bounds__(measures<T, D, false>::THREADS, measures<T, D, false>::BLOCKS)
     attention_forward_kernel(shape s, const T *q, const T *k, const T *v, T *o, float *lse) {
-  using m = measures<T, D>;
+  using m = measures<T, D, false>;
   SPT_DYNAMIC_SHARED(T, queries);
   T *streamed = queries + m::FIXED * m::STRIDE; // keys, values, keys, values
   const int first = (int)(gridDim.y - 1 - blockIdx.y) * m::FIXED;
@@ -75,29 +49,30 @@ __global__ void __launch_bounds__(measures<T, D>::THREADS)
   constexpr int TILE = m::STREAMED * m::STRIDE;
   auto load = [&](int tile) {
     T *to = streamed + tile % 2 * 2 * TILE;
-    load_tile<T, D, m::STREAMED>(to, keys, kv_stride, tile * m::STREAMED, s.seq_len, s.head_dim, s.vector);
-    load_tile<T, D, m::STREAMED>(to + TILE, values, kv_stride, tile * m::STREAMED, s.seq_len, s.head_dim, s.vector);
+    load_tile<m, m::STREAMED>(to, keys, kv_stride, tile * m::STREAMED, s.seq_len, s.head_dim, s.vector);
+    load_tile<m, m::STREAMED>(to + TILE, values, kv_stride, tile * m::STREAMED, s.seq_len, s.head_dim, s.vector);
     spt_cp_async_commit();
   };
 
   float out[D / 8][4], maximum[2] = {-INFINITY, -INFINITY}, sum[2] = {0.0f, 0.0f};
   clear(out);
-  load_tile<T, D, m::FIXED>(queries, head_of(q, s, sequence, head, s.heads), stride, first, s.seq_len, s.head_dim, s.vector);
+  load_tile<m, m::FIXED>(queries, head_of(q, s, sequence, head, s.heads), stride, first, s.seq_len, s.head_dim, s.vector);
   load(0);
   for (int tile = 0; tile < tiles; tile++) {
     const T *key_tile = streamed + tile % 2 * 2 * TILE;
     spt_cp_async_wait<0>();
     __syncthreads(); // this tile is there, and all have done with the one that the next overwrites
     if (tile + 1 < tiles) load(tile + 1);
+    if (tile * m::STREAMED > first + 16 * warp + 15 || first + 16 * warp >= s.seq_len) continue; // nothing for this warp's queries
     float p[m::STREAMED / 8][4], carry[2];
-    score<T, D, m::STREAMED>(queries + 16 * warp * m::STRIDE, key_tile, p);
+    score<m, m::STREAMED>(queries + 16 * warp * m::STRIDE, key_tile, p);
     softmax_step<m::STREAMED>(p, query, tile * m::STREAMED, s.scale * LOG2_E, maximum, sum, carry);
     SPT_UNROLL
     for (int n = 0; n < D / 8; n++) {
       SPT_UNROLL
       for (int i = 0; i < 4; i++) out[n][i] *= carry[i / 2];
     }
-    accumulate<T, D, m::STREAMED>(p, key_tile + TILE, out);
+    accumulate<m, m::STREAMED>(p, key_tile + TILE, out);
   }
 
   float factor[2];
@@ -109,14 +84,15 @@ __global__ void __launch_bounds__(measures<T, D>::THREADS)
     const int row = query + 8 * half;
     if (lane % 4 == 0 && row < s.seq_len) lse[(int64_t)blockIdx.x * s.seq_len + row] = maximum[half] * s.scale + logf(sum[half]);
   }
-  store_rows<T, D>(out, factor, queries + 16 * warp * m::STRIDE, head_of(o, s, sequence, head, s.heads), stride, first + 16 * warp,
+  store_rows<m>(out, factor, queries + 16 * warp * m::STRIDE, head_of(o, s, sequence, head, s.heads), stride, first + 16 * warp,
                    s.seq_len, s.head_dim, s.vector);
 }
 
 enum { DELTA_THREADS = 128, DELTA_LANES = 8 };
 
 /* delta (sequences·heads, seq_len) = rowsum(dO∘O), eight lanes to a row (N, heads). */
-template <class T> __global__ void __launch_bounds__(DELTA_THREADS) attention_delta_kernel(shape s, int64_t rows, const T *o, const T *d_o, float *delta) {
+template <class T>
+__global__ void __launch_bounds__(DELTA_THREADS) attention_delta_kernel(shape s, int64_t rows, const T *o, const T *d_o, float *delta) {
   constexpr int WORD = 16 / sizeof(T);
   const int64_t row = (int64_t)blockIdx.x * (DELTA_THREADS / DELTA_LANES) + (int)threadIdx.x / DELTA_LANES;
   const int lane = (int)threadIdx.x % DELTA_LANES;
@@ -141,15 +117,10 @@ template <class T> __global__ void __launch_bounds__(DELTA_THREADS) attention_de
   delta[(sequence * s.heads + head) * s.seq_len + token % s.seq_len] = sum;
 }
 
-/* P of a score: 0 where the key comes after the query. lse is rounded, so that S − lse of huge scores may come out positive: at most 1. */
-__device__ __forceinline__ float probability(float score, float scale, float lse, int query, int key) {
-  return key > query ? 0.0f : exp2f(fminf(score * scale - lse, 0.0f) * LOG2_E);
-}
-
 template <class T, int D>
-__global__ void __launch_bounds__(measures<T, D>::THREADS)
+__global__ void __launch_bounds__(measures<T, D, true>::THREADS, measures<T, D, true>::BLOCKS)
     attention_dq_kernel(shape s, const T *q, const T *k, const T *v, const T *d_o, const float *lse, const float *delta, T *dq) {
-  using m = measures<T, D>;
+  using m = measures<T, D, true>;
   SPT_DYNAMIC_SHARED(T, queries);
   T *gradients = queries + m::FIXED * m::STRIDE, *streamed = gradients + m::FIXED * m::STRIDE; // keys, values, keys, values
   const int first = (int)(gridDim.y - 1 - blockIdx.y) * m::FIXED;
@@ -161,15 +132,15 @@ __global__ void __launch_bounds__(measures<T, D>::THREADS)
   constexpr int TILE = m::STREAMED * m::STRIDE;
   auto load = [&](int tile) {
     T *to = streamed + tile % 2 * 2 * TILE;
-    load_tile<T, D, m::STREAMED>(to, keys, kv_stride, tile * m::STREAMED, s.seq_len, s.head_dim, s.vector);
-    load_tile<T, D, m::STREAMED>(to + TILE, values, kv_stride, tile * m::STREAMED, s.seq_len, s.head_dim, s.vector);
+    load_tile<m, m::STREAMED>(to, keys, kv_stride, tile * m::STREAMED, s.seq_len, s.head_dim, s.vector);
+    load_tile<m, m::STREAMED>(to + TILE, values, kv_stride, tile * m::STREAMED, s.seq_len, s.head_dim, s.vector);
     spt_cp_async_commit();
   };
 
   float out[D / 8][4], row_lse[2], row_delta[2];
   clear(out);
-  load_tile<T, D, m::FIXED>(queries, head_of(q, s, sequence, head, s.heads), stride, first, s.seq_len, s.head_dim, s.vector);
-  load_tile<T, D, m::FIXED>(gradients, head_of(d_o, s, sequence, head, s.heads), stride, first, s.seq_len, s.head_dim, s.vector);
+  load_tile<m, m::FIXED>(queries, head_of(q, s, sequence, head, s.heads), stride, first, s.seq_len, s.head_dim, s.vector);
+  load_tile<m, m::FIXED>(gradients, head_of(d_o, s, sequence, head, s.heads), stride, first, s.seq_len, s.head_dim, s.vector);
   load(0);
   SPT_UNROLL
   for (int half = 0; half < 2; half++) {
@@ -185,11 +156,11 @@ __global__ void __launch_bounds__(measures<T, D>::THREADS)
     if (tile + 1 < tiles) load(tile + 1);
     for (int chunk = 0; chunk < m::STREAMED; chunk += m::CHUNK) {
       const int first_key = tile * m::STREAMED + chunk;
-      if (first_key > first + 16 * warp + 15) break; // after the warp's last query
+      if (first_key > first + 16 * warp + 15 || first + 16 * warp >= s.seq_len) break; // nothing for this warp's queries
       const T *chunk_keys = key_tile + chunk * m::STRIDE;
       float p[m::CHUNK / 8][4], dp[m::CHUNK / 8][4];
-      score<T, D, m::CHUNK>(queries + 16 * warp * m::STRIDE, chunk_keys, p);
-      score<T, D, m::CHUNK>(gradients + 16 * warp * m::STRIDE, chunk_keys + TILE, dp);
+      score<m, m::CHUNK>(queries + 16 * warp * m::STRIDE, chunk_keys, p);
+      score<m, m::CHUNK>(gradients + 16 * warp * m::STRIDE, chunk_keys + TILE, dp);
       SPT_UNROLL
       for (int n = 0; n < m::CHUNK / 8; n++) {
         SPT_UNROLL
@@ -197,11 +168,11 @@ __global__ void __launch_bounds__(measures<T, D>::THREADS)
           p[n][i] = probability(p[n][i], s.scale, row_lse[i / 2], query + 8 * (i / 2), first_key + 8 * n + 2 * t + i % 2) *
                     (dp[n][i] - row_delta[i / 2]);
       }
-      accumulate<T, D, m::CHUNK>(p, chunk_keys, out);
+      accumulate<m, m::CHUNK>(p, chunk_keys, out);
     }
   }
   const float factor[2] = {s.scale, s.scale};
-  store_rows<T, D>(out, factor, queries + 16 * warp * m::STRIDE, head_of(dq, s, sequence, head, s.heads), stride, first + 16 * warp,
+  store_rows<m>(out, factor, queries + 16 * warp * m::STRIDE, head_of(dq, s, sequence, head, s.heads), stride, first + 16 * warp,
                    s.seq_len, s.head_dim, s.vector);
 }
 
@@ -209,9 +180,9 @@ enum { DK = 1, DV = 2 };
 
 /* dk, dv or both. */
 template <class T, int D, int OUTPUTS>
-__global__ void __launch_bounds__(measures<T, D>::THREADS, measures<T, D>::DKDV_BLOCKS)
+__global__ void __launch_bounds__(measures<T, D, true>::THREADS, measures<T, D, true>::BLOCKS)
     attention_dkdv_kernel(shape s, const T *q, const T *k, const T *v, const T *d_o, const float *lse, const float *delta, T *dk, T *dv) {
-  using m = measures<T, D>;
+  using m = measures<T, D, true>;
   SPT_DYNAMIC_SHARED(T, keys);
   T *values = keys + m::FIXED * m::STRIDE, *streamed = values + m::FIXED * m::STRIDE; // queries, their dO, queries, their dO
   constexpr int TILE = m::STREAMED * m::STRIDE;
@@ -228,8 +199,8 @@ __global__ void __launch_bounds__(measures<T, D>::THREADS, measures<T, D>::DKDV_
     T *to = streamed + turn % 2 * 2 * TILE;
     float *numbers = statistics + turn % 2 * 2 * m::STREAMED;
     const int64_t at = ((int64_t)sequence * s.heads + head) * s.seq_len;
-    load_tile<T, D, m::STREAMED>(to, head_of(q, s, sequence, head, s.heads), stride, row, s.seq_len, s.head_dim, s.vector);
-    load_tile<T, D, m::STREAMED>(to + TILE, head_of(d_o, s, sequence, head, s.heads), stride, row, s.seq_len, s.head_dim, s.vector);
+    load_tile<m, m::STREAMED>(to, head_of(q, s, sequence, head, s.heads), stride, row, s.seq_len, s.head_dim, s.vector);
+    load_tile<m, m::STREAMED>(to + TILE, head_of(d_o, s, sequence, head, s.heads), stride, row, s.seq_len, s.head_dim, s.vector);
     load_vector<m::STREAMED>(numbers, lse + at, row, s.seq_len);
     load_vector<m::STREAMED>(numbers + m::STREAMED, delta + at, row, s.seq_len);
     spt_cp_async_commit();
@@ -238,8 +209,8 @@ __global__ void __launch_bounds__(measures<T, D>::THREADS, measures<T, D>::DKDV_
   float key_out[D / 8][4], value_out[D / 8][4];
   clear(key_out);
   clear(value_out);
-  load_tile<T, D, m::FIXED>(keys, head_of(k, s, sequence, kv, s.kv_heads), kv_stride, first, s.seq_len, s.head_dim, s.vector);
-  load_tile<T, D, m::FIXED>(values, head_of(v, s, sequence, kv, s.kv_heads), kv_stride, first, s.seq_len, s.head_dim, s.vector);
+  load_tile<m, m::FIXED>(keys, head_of(k, s, sequence, kv, s.kv_heads), kv_stride, first, s.seq_len, s.head_dim, s.vector);
+  load_tile<m, m::FIXED>(values, head_of(v, s, sequence, kv, s.kv_heads), kv_stride, first, s.seq_len, s.head_dim, s.vector);
   load(0);
   for (int turn = 0; turn < turns; turn++) {
     const T *query_tile = streamed + turn % 2 * 2 * TILE;
@@ -249,10 +220,11 @@ __global__ void __launch_bounds__(measures<T, D>::THREADS, measures<T, D>::DKDV_
     if (turn + 1 < turns) load(turn + 1);
     for (int chunk = 0; chunk < m::STREAMED; chunk += m::CHUNK) {
       const int first_query = (first_tile + turn % tiles) * m::STREAMED + chunk;
-      if (first_query + m::CHUNK - 1 < first + 16 * warp) continue; // all before the warp's first key
+      if (first_query + m::CHUNK - 1 < first + 16 * warp || first_query >= s.seq_len || first + 16 * warp >= s.seq_len)
+        continue; // nothing for this warp's keys
       const T *chunk_queries = query_tile + chunk * m::STRIDE;
       float p[m::CHUNK / 8][4], dp[m::CHUNK / 8][4]; // transposed: rows are keys
-      score<T, D, m::CHUNK>(keys + 16 * warp * m::STRIDE, chunk_queries, p);
+      score<m, m::CHUNK>(keys + 16 * warp * m::STRIDE, chunk_queries, p);
       SPT_UNROLL
       for (int n = 0; n < m::CHUNK / 8; n++) {
         SPT_UNROLL
@@ -261,23 +233,23 @@ __global__ void __launch_bounds__(measures<T, D>::THREADS, measures<T, D>::DKDV_
           p[n][i] = probability(p[n][i], s.scale, numbers[column], first_query - chunk + column, key + 8 * (i / 2));
         }
       }
-      if constexpr ((OUTPUTS & DV) != 0) accumulate<T, D, m::CHUNK>(p, chunk_queries + TILE, value_out);
+      if constexpr ((OUTPUTS & DV) != 0) accumulate<m, m::CHUNK>(p, chunk_queries + TILE, value_out);
       if constexpr (OUTPUTS == DV) continue;
-      score<T, D, m::CHUNK>(values + 16 * warp * m::STRIDE, chunk_queries + TILE, dp);
+      score<m, m::CHUNK>(values + 16 * warp * m::STRIDE, chunk_queries + TILE, dp);
       SPT_UNROLL
       for (int n = 0; n < m::CHUNK / 8; n++) {
         SPT_UNROLL
         for (int i = 0; i < 4; i++) dp[n][i] = p[n][i] * (dp[n][i] - numbers[m::STREAMED + chunk + 8 * n + 2 * t + i % 2]);
       }
-      accumulate<T, D, m::CHUNK>(dp, chunk_queries, key_out);
+      accumulate<m, m::CHUNK>(dp, chunk_queries, key_out);
     }
   }
   const float key_factor[2] = {s.scale, s.scale}, value_factor[2] = {1.0f, 1.0f};
   if constexpr ((OUTPUTS & DK) != 0)
-    store_rows<T, D>(key_out, key_factor, keys + 16 * warp * m::STRIDE, head_of(dk, s, sequence, kv, s.kv_heads), kv_stride,
+    store_rows<m>(key_out, key_factor, keys + 16 * warp * m::STRIDE, head_of(dk, s, sequence, kv, s.kv_heads), kv_stride,
                      first + 16 * warp, s.seq_len, s.head_dim, s.vector);
   if constexpr ((OUTPUTS & DV) != 0)
-    store_rows<T, D>(value_out, value_factor, values + 16 * warp * m::STRIDE, head_of(dv, s, sequence, kv, s.kv_heads), kv_stride,
+    store_rows<m>(value_out, value_factor, values + 16 * warp * m::STRIDE, head_of(dv, s, sequence, kv, s.kv_heads), kv_stride,
                      first + 16 * warp, s.seq_len, s.head_dim, s.vector);
 }
 
@@ -327,17 +299,17 @@ template <class T> parts<T> parts_of(T *qkv, const spt_attention_args *a) {
 }
 
 template <class T, int D> spt_status forward(const spt_attention_args *a, const shape &s, cudaStream_t stream) {
-  using m = measures<T, D>;
+  using m = measures<T, D, false>;
   const parts<const T> in = parts_of(static_cast<const T *>(a->qkv), a);
-  SPT_TRY(allow(attention_forward_kernel<T, D>, m::FORWARD_BYTES));
+  SPT_TRY(allow(attention_forward_kernel<T, D>, m::BYTES));
   return check(spt_launch((attention_forward_kernel<T, D>), grid_of(a->sequences * a->heads, a->seq_len, m::FIXED), dim3(m::THREADS),
-                          m::FORWARD_BYTES, stream, s, in.q, in.k, in.v, static_cast<T *>(a->o), a->lse),
+                          m::BYTES, stream, s, in.q, in.k, in.v, static_cast<T *>(a->o), a->lse),
                "forward");
 }
 
 template <class T, int D, int OUTPUTS>
 spt_status launch_dkdv(const spt_attention_args *a, const shape &s, const float *delta, const parts<T> &out, cudaStream_t stream) {
-  using m = measures<T, D>;
+  using m = measures<T, D, true>;
   const parts<const T> in = parts_of(static_cast<const T *>(a->qkv), a);
   SPT_TRY(allow(attention_dkdv_kernel<T, D, OUTPUTS>, m::DKDV_BYTES));
   return check(spt_launch((attention_dkdv_kernel<T, D, OUTPUTS>), grid_of(a->sequences * a->kv_heads, a->seq_len, m::FIXED),
@@ -347,7 +319,7 @@ spt_status launch_dkdv(const spt_attention_args *a, const shape &s, const float 
 }
 
 template <class T, int D> spt_status backward(const spt_attention_args *a, const shape &s, cudaStream_t stream) {
-  using m = measures<T, D>;
+  using m = measures<T, D, true>;
   const parts<const T> in = parts_of(static_cast<const T *>(a->qkv), a);
   const parts<T> out = parts_of(static_cast<T *>(a->dqkv), a);
   const T *o = static_cast<const T *>(a->o), *d_o = static_cast<const T *>(a->d_o);
@@ -356,9 +328,9 @@ template <class T, int D> spt_status backward(const spt_attention_args *a, const
   SPT_TRY(check(spt_launch((attention_delta_kernel<T>), dim3((unsigned)((rows + block_rows - 1) / block_rows)), dim3(DELTA_THREADS), 0,
                            stream, s, rows, o, d_o, delta),
                 "delta"));
-  SPT_TRY(allow(attention_dq_kernel<T, D>, m::DQ_BYTES));
+  SPT_TRY(allow(attention_dq_kernel<T, D>, m::BYTES));
   SPT_TRY(check(spt_launch((attention_dq_kernel<T, D>), grid_of(a->sequences * a->heads, a->seq_len, m::FIXED), dim3(m::THREADS),
-                           m::DQ_BYTES, stream, s, in.q, in.k, in.v, d_o, a->lse, delta, out.q),
+                           m::BYTES, stream, s, in.q, in.k, in.v, d_o, a->lse, delta, out.q),
                 "dq"));
   if constexpr (m::APART) {
     SPT_TRY((launch_dkdv<T, D, DK>(a, s, delta, out, stream)));

@@ -8,28 +8,31 @@
 
 #include "mma.cuh"
 
+#include <math.h>
 #include <string.h>
 
 namespace spt_attention {
 
 typedef __nv_bfloat16 bf16;
 
-/* Measures of the kernels for a type and a bucket. A block has FIXED rows of its own (queries of forward and dq, keys of dk and dv), 16 to a
- * warp, and goes over STREAMED rows of the others, two tiles in turn; in backward by CHUNK rows, which bounds registers. */
-template <class T, int D> struct measures {
+/* Measures of the kernels for a type and a bucket, forward or backward. A block has FIXED rows of its own (queries of forward and dq, keys of dk and
+ * dv), 16 to a warp, and goes over STREAMED rows of the others, two tiles in turn; in backward by CHUNK rows, which bounds registers. The more
+ * FIXED rows, the less often the others are read: 96 rows of bf16 make 96 FLOPs of each byte that comes from L2. */
+template <class T, int D, bool BACK> struct measures {
+  typedef T type;
   static constexpr bool WIDE = D > 64, FLOAT = sizeof(T) == 4;
+  static constexpr int WIDTH = D;
   static constexpr int WORD = 16 / sizeof(T);  // elements in 16 bytes
   static constexpr int DEPTH = 32 / sizeof(T); // of one step of a product
   static constexpr int STRIDE = D + WORD;
-  static constexpr int FIXED = FLOAT && WIDE ? 32 : 64;
+  static constexpr int FIXED = FLOAT ? (WIDE ? 32 : 64) : (BACK && WIDE ? 64 : 96);
   static constexpr int STREAMED = FLOAT ? (WIDE ? 16 : 32) : (WIDE ? 32 : 64);
   static constexpr int CHUNK = STREAMED < 32 ? STREAMED : 32;
   static constexpr bool APART = FLOAT && D > 96; // dk and dv in a launch each: together they have too many registers
-  static constexpr int DKDV_BLOCKS = FLOAT || WIDE ? 1 : (D > 16 ? 4 : 5); // that a multiprocessor is to hold: bounds registers, without spills
   static constexpr int THREADS = FIXED / 16 * 32;
-  static constexpr size_t FORWARD_BYTES = (FIXED + 4 * STREAMED) * STRIDE * sizeof(T);
-  static constexpr size_t DQ_BYTES = (2 * FIXED + 4 * STREAMED) * STRIDE * sizeof(T);
-  static constexpr size_t DKDV_BYTES = DQ_BYTES + 4 * STREAMED * sizeof(float); // and lse, delta
+  static constexpr int BLOCKS = FLOAT ? 1 : 2; // that a multiprocessor is to hold: bounds registers, without spills
+  static constexpr size_t BYTES = ((BACK ? 2 : 1) * FIXED + 4 * STREAMED) * STRIDE * sizeof(T); // of shared memory
+  static constexpr size_t DKDV_BYTES = BYTES + 4 * STREAMED * sizeof(float);                    // and lse, delta
   static_assert(DKDV_BYTES <= 99 * 1024, "what every GPU of capability 8.0 or more allows");
 };
 
@@ -66,10 +69,9 @@ __device__ __forceinline__ uint32_t pair_of(float low, float high) {
 
 /* Rows [first, first + ROWS) of a matrix of `rows` rows and `width` columns, `stride` elements apart, to a tile; zeros for rows and columns that
  * are not there. By 16-byte asynchronous copies if `vector`, else at once. All threads of the block. */
-template <class T, int D, int ROWS>
+template <class m, int ROWS, class T = typename m::type>
 __device__ __forceinline__ void load_tile(T *tile, const T *matrix, int64_t stride, int first, int rows, int width, bool vector) {
-  using m = measures<T, D>;
-  constexpr int WORDS = D / m::WORD; // to a row
+  constexpr int WORDS = m::WIDTH / m::WORD; // to a row
   for (int i = (int)threadIdx.x; i < ROWS * WORDS; i += m::THREADS) {
     const int row = i / WORDS, column = i % WORDS * m::WORD;
     const bool there = first + row < rows && column < width;
@@ -96,13 +98,12 @@ template <int COUNT> __device__ __forceinline__ void load_vector(float *to, cons
 
 /* A warp's accumulators (16, D) times `factor` of row g and of row g + 8, through its own 16 rows of a tile, to the matrix's rows first….
  * The warp alone reads these rows of the tile, so no barrier of the block is needed. */
-template <class T, int D>
-__device__ __forceinline__ void store_rows(const float (&c)[D / 8][4], const float (&factor)[2], T *tile, T *matrix, int64_t stride,
+template <class m, class T = typename m::type>
+__device__ __forceinline__ void store_rows(const float (&c)[m::WIDTH / 8][4], const float (&factor)[2], T *tile, T *matrix, int64_t stride,
                                            int first, int rows, int width, bool vector) {
-  using m = measures<T, D>;
   const int lane = (int)threadIdx.x % 32, g = lane / 4, t = lane % 4;
   SPT_UNROLL
-  for (int n = 0; n < D / 8; n++) {
+  for (int n = 0; n < m::WIDTH / 8; n++) {
     SPT_UNROLL
     for (int half = 0; half < 2; half++) {
       T *to = tile + (g + 8 * half) * m::STRIDE + 8 * n + 2 * t;
@@ -111,7 +112,7 @@ __device__ __forceinline__ void store_rows(const float (&c)[D / 8][4], const flo
     }
   }
   __syncwarp();
-  constexpr int WORDS = D / m::WORD;
+  constexpr int WORDS = m::WIDTH / m::WORD;
   for (int i = lane; i < 16 * WORDS; i += 32) {
     const int row = i / WORDS, column = i % WORDS * m::WORD;
     if (first + row >= rows || column >= width) continue;
@@ -153,8 +154,8 @@ __device__ __forceinline__ void multiply_add(float, float (&c)[4], const uint32_
 }
 
 /* s (16, COLUMNS) = A·Bᵀ of 16 rows of one tile and COLUMNS rows of another. */
-template <class T, int D, int COLUMNS> __device__ __forceinline__ void score(const T *a, const T *b, float (&s)[COLUMNS / 8][4]) {
-  using m = measures<T, D>;
+template <class m, int COLUMNS, class T = typename m::type>
+__device__ __forceinline__ void score(const T *a, const T *b, float (&s)[COLUMNS / 8][4]) {
   const int lane = (int)threadIdx.x % 32;
   const T *a_row = a + lane % 16 * m::STRIDE + lane / 16 * m::WORD;
   const T *b_row = b + (lane / 16 * 8 + lane % 8) * m::STRIDE + lane / 8 % 2 * m::WORD;
@@ -163,8 +164,8 @@ template <class T, int D, int COLUMNS> __device__ __forceinline__ void score(con
     SPT_UNROLL
     for (int i = 0; i < 4; i++) s[n][i] = 0.0f;
   }
-  SPT_UNROLL_BY(4)
-  for (int k = 0; k < D; k += m::DEPTH) {
+  SPT_UNROLL_BY(2) // more keeps more loads in flight than there are registers for
+  for (int k = 0; k < m::WIDTH; k += m::DEPTH) {
     uint32_t left[4];
     spt_ldmatrix_x4(left, a_row + k);
     SPT_UNROLL
@@ -206,15 +207,14 @@ template <int STRIDE> __device__ __forceinline__ void columns_of(const float *ro
 }
 
 /* out (16, D) += P·B, P (16, KEYS) accumulators, B KEYS rows of a tile. */
-template <class T, int D, int KEYS>
-__device__ __forceinline__ void accumulate(const float (&p)[KEYS / 8][4], const T *b, float (&out)[D / 8][4]) {
-  using m = measures<T, D>;
+template <class m, int KEYS, class T = typename m::type>
+__device__ __forceinline__ void accumulate(const float (&p)[KEYS / 8][4], const T *b, float (&out)[m::WIDTH / 8][4]) {
   SPT_UNROLL
   for (int k = 0; k < KEYS / m::DEPTH; k++) {
     uint32_t left[4];
     left_of(T(), p, k, left);
     SPT_UNROLL
-    for (int n = 0; n < D; n += 16) {
+    for (int n = 0; n < m::WIDTH; n += 16) {
       uint32_t right[4];
       columns_of<m::STRIDE>(b + k * m::DEPTH * m::STRIDE + n, right);
       multiply_add(T(), out[n / 8], left, {right[0], right[1]});
@@ -229,6 +229,50 @@ template <int TILES> __device__ __forceinline__ void clear(float (&c)[TILES][4])
     SPT_UNROLL
     for (int i = 0; i < 4; i++) c[n][i] = 0.0f;
   }
+}
+
+/* ---- softmax ---- */
+
+constexpr float LOG2_E = 1.4426950408889634f;
+
+/* One tile of scores of the forward pass: masks, moves the maxima, makes p of s. `carry` is what the sums so far are to be multiplied by. */
+template <int COLUMNS>
+__device__ __forceinline__ void softmax_step(float (&s)[COLUMNS / 8][4], int query, int first_key, float scale_log2, float (&maximum)[2],
+                                             float (&sum)[2], float (&carry)[2]) {
+  const int lane = (int)threadIdx.x % 32, t = lane % 4;
+  if (first_key + COLUMNS - 1 > query - lane / 4) { // beyond the warp's first query: at the diagonal
+    SPT_UNROLL
+    for (int n = 0; n < COLUMNS / 8; n++) {
+      SPT_UNROLL
+      for (int i = 0; i < 4; i++)
+        if (first_key + 8 * n + 2 * t + i % 2 > query + 8 * (i / 2)) s[n][i] = -INFINITY;
+    }
+  }
+  SPT_UNROLL
+  for (int half = 0; half < 2; half++) {
+    float largest = maximum[half];
+    SPT_UNROLL
+    for (int n = 0; n < COLUMNS / 8; n++) largest = fmaxf(largest, fmaxf(s[n][2 * half], s[n][2 * half + 1]));
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(0xffffffffu, largest, 2));
+    carry[half] = spt_exp2((maximum[half] - largest) * scale_log2); // 0 at first; key 0 is seen by all, so largest is finite
+    maximum[half] = largest;
+    float part = 0.0f;
+    SPT_UNROLL
+    for (int n = 0; n < COLUMNS / 8; n++) {
+      SPT_UNROLL
+      for (int i = 2 * half; i < 2 * half + 2; i++) {
+        s[n][i] = spt_exp2((s[n][i] - largest) * scale_log2); // the difference first: equal scores give 1 however large they are
+        part += s[n][i];
+      }
+    }
+    sum[half] = sum[half] * carry[half] + part; // of this lane's columns
+  }
+}
+
+/* P of a score: 0 where the key comes after the query. lse is rounded, so that S − lse of huge scores may come out positive: at most 1. */
+__device__ __forceinline__ float probability(float score, float scale, float lse, int query, int key) {
+  return key > query ? 0.0f : spt_exp2(fminf(score * scale - lse, 0.0f) * LOG2_E);
 }
 
 } // namespace spt_attention

@@ -1,5 +1,6 @@
-/* Thin wrappers of what tensor-core kernels need beyond CUDA's own words: matrix products of a warp, ldmatrix, asynchronous copies to shared memory.
- * On a GPU of compute capability 8.0 or more they are one instruction each; the simulator has the same functions (tests/simgpu/mma.cuh).
+/* Thin wrappers of what tensor-core kernels need beyond CUDA's own words: matrix products of a warp, ldmatrix, asynchronous copies to shared memory,
+ * the fast power of two. On a GPU of compute capability 8.0 or more they are one instruction each; the simulator has the same functions
+ * (tests/simgpu/mma.cuh).
  *
  * Fragments, by lane = 4·g + t (g 0…7, t 0…3), as in PTX ISA, "Matrix fragments":
  *     C (16, 8) fp32:           c[0], c[1] = C[g][2t], C[g][2t+1]      c[2], c[3] = C[g+8][2t], C[g+8][2t+1]
@@ -43,6 +44,13 @@ __device__ __forceinline__ void spt_mma_tf32(float (&c)[4], const uint32_t (&a)[
 __device__ __forceinline__ uint32_t spt_tf32(float value) {
   uint32_t result;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(result) : "f"(value));
+  return result;
+}
+
+/* 2^x, off by two units in the last place at most; 0 below the normal numbers. */
+__device__ __forceinline__ float spt_exp2(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
   return result;
 }
 

@@ -15,8 +15,6 @@
 /* Shared memory is declared by SPT_SHARED alone: a bare __shared__ would be an ordinary variable here. */
 #undef __shared__
 #define __shared__ static_assert(false, "declare shared memory by SPT_SHARED or SPT_DYNAMIC_SHARED (kernels/launch.cuh)");
-#undef __launch_bounds__
-#define __launch_bounds__(...)
 #define SPT_SHARED(type, name, count)                                                                                  \
   type(&name)[count] = *static_cast<type(*)[count]>(simgpu::shared_array(__FILE__ #name, __LINE__, sizeof(type) * (count)))
 #define SPT_DYNAMIC_SHARED(type, name) type *name = static_cast<type *>(simgpu::dynamic_shared())

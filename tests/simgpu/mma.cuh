@@ -90,6 +90,10 @@ static inline uint32_t spt_tf32(float value) {
   memcpy(&bits, &value, sizeof bits);
   return std::isfinite(value) ? (bits + 0x1000u) & 0xffffe000u : bits;
 }
+static inline float spt_exp2(float x) {
+  const float result = std::exp2(x);
+  return result < 0x1p-126f ? 0.0f : result;
+}
 static inline void spt_ldmatrix_x4(uint32_t (&r)[4], const void *row, SIMGPU_CALLER) {
   simgpu::ldmatrix(simgpu::LDMATRIX, r, row, {file, line});
 }

@@ -1,14 +1,14 @@
 #!/bin/sh
 # mutate.sh [-s SETUP] -b BUILD -t TEST FILE...: does the test notice each missing barrier and each missing wait?
 #
-# Copies the source tree, and there deletes, one at a time, each __syncthreads(), __syncwarp(), spt_cp_async_wait<…>(), cudaStreamWaitEvent(…),
-# cudaEventSynchronize(…) and cudaEventQuery(…) of the FILEs (paths from the source root). Each mutant is built by BUILD and judged by TEST, shell
-# commands run in the copy's root, whose build folder SETUP makes once. A mutant is killed when TEST fails or takes more than MUTATE_SECONDS (600). One line a mutant, then a summary. Exit 0 when at
-# least 95 % are killed, 1 when fewer, 2 when the tree as it is does not pass, or a mutant does not build.
+# In a copy of the source tree each __syncthreads(), __syncwarp(), spt_cp_async_wait<…>(), cudaStreamWaitEvent(…), cudaEventSynchronize(…) and cudaEventQuery(…) of the FILEs (.cu, .cuh, .c, .cpp;
+# paths from the source root) gets a number, and is left out when the environment's SPT_MUTANT is that number. So one build serves all mutants:
+# SETUP makes the build folder, BUILD builds, TEST judges, shell commands in the copy's root. A mutant is killed when TEST fails or takes more than
+# MUTATE_SECONDS (600). One line a mutant, then a summary. Exit 0 when at least 95 % are killed, 1 when fewer, 2 when the tree as it is does not pass.
 #   tests/simgpu/mutate.sh -b 'ninja -C build tests/simgpu/test_attention_cuda_sim' -t build/tests/simgpu/test_attention_cuda_sim kernels/attention.cu
 set -eu
 
-setup='meson setup build -Doptimization=1 -Ddebug=false' build='' test=''
+setup='meson setup build' build='' test=''
 while getopts s:b:t: option; do
     case $option in
     s) setup=$OPTARG ;;
@@ -25,58 +25,50 @@ fi
 root=$(cd "$(dirname "$0")/../.." && pwd)
 copy=$(mktemp -d "${TMPDIR:-/tmp}/spt-mutate-XXXXXX")
 trap 'rm -rf "$copy"' EXIT
-(cd "$root" && git ls-files -z --cached --others --exclude-standard | tar --null -T - -cf - 2>/dev/null) | tar -C "$copy" -xf -
+(cd "$root" && git ls-files -z --cached --others --exclude-standard | tar --null -T - -cf -) | tar -C "$copy" -xf -
 cd "$copy"
 
-# delete FILE NUMBER: FILE without its NUMBER-th wait, on stdout; its line and text on stderr. Nothing when there are fewer. Comments are left alone.
-delete() {
-    perl -0777 -e '
-        my ($file, $wanted) = @ARGV;
-        open(my $in, "<", $file) or die "$file: $!";
+# Rewrites the FILEs; a line FILE:LINE: NAME for each call, in the order of their numbers. Comments and strings are left alone, lines keep their numbers.
+perl -0777 -e '
+    my $number = 0;
+    for my $file (@ARGV) {
+        open(my $in, "<", $file) or die "$file: $!\n";
         my $text = <$in>;
-        my $number = 0;
-        while ($text =~ m{/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|\b(?:(__syncthreads|__syncwarp|spt_cp_async_wait\s*<[^>]*>|cudaStreamWaitEvent|cudaEventSynchronize|cudaEventQuery)\s*(\((?:[^()]++|(?2))*\)))}gs) {
+        close $in;
+        my ($out, $done) = ("", 0);
+        my $call = qr{/\*.*?\*/|//[^\n]*|"(?:\\.|[^"\\\n])*"|\b(__syncthreads|__syncwarp|spt_cp_async_wait\s*<[^>]*>|cudaStreamWaitEvent|cudaEventSynchronize|cudaEventQuery)\s*(\((?:[^()]++|(?2))*\))}s;
+        while ($text =~ /$call/g) {
             next unless defined $1;
-            next unless ++$number == $wanted;
             my ($start, $end, $name) = ($-[0], $+[0], $1);
-            my $line = 1 + (substr($text, 0, $start) =~ tr/\n//);
-            print STDERR "$file:$line: $name\n";
-            print substr($text, 0, $start), $name =~ /^cuda/ ? "cudaSuccess" : "(void)0", substr($text, $end);
-            last;
-        }' "$1" "$2"
-}
+            my $event = $name =~ /^cuda/;
+            $number++;
+            print "$file:", 1 + (substr($text, 0, $start) =~ tr/\n//), ": $name\n";
+            $out .= substr($text, $done, $start - $done) . "(spt_mutant($number) ? " . ($event ? "cudaSuccess" : "(void)0") . " : " .
+                substr($text, $start, $end - $start) . ")";
+            $done = $end;
+        }
+        open(my $to, ">", $file) or die "$file: $!\n";
+        print $to "#ifndef SPT_MUTANT_FUNCTION\n#define SPT_MUTANT_FUNCTION\n#include <stdlib.h>\n",
+            "static inline int spt_mutant(int number) {\n  static int chosen = -1;\n",
+            "  if (chosen < 0) chosen = getenv(\"SPT_MUTANT\") ? atoi(getenv(\"SPT_MUTANT\")) : 0;\n  return chosen == number;\n}\n#endif\n",
+            "#line 1 \"$file\"\n", $out, substr($text, $done);
+    }' "$@" >calls
 
 limit=${MUTATE_SECONDS:-600}
 sh -c "$setup" >setup.log 2>&1 || { tail -20 setup.log; exit 2; }
-sh -c "$build" >build.log 2>&1 || { tail -20 build.log; echo "mutate.sh: the tree as it is does not build"; exit 2; }
+sh -c "$build" >build.log 2>&1 || { tail -20 build.log; echo "mutate.sh: the tree does not build"; exit 2; }
 timeout -k 10 "$limit" sh -c "$test" >test.log 2>&1 || { tail -20 test.log; echo "mutate.sh: the tree as it is fails"; exit 2; }
 
-killed=0 survived=0
-for file; do
-    cp "$file" original
-    number=1
-    while delete original $number >mutant 2>name && [ -s mutant ]; do
-        where=$(sed "s|^original|$file|" name)
-        cp mutant "$file"
-        if ! sh -c "$build" >build.log 2>&1; then
-            tail -20 build.log
-            echo "mutate.sh: $where: the mutant does not build"
-            exit 2
-        fi
-        status=0
-        timeout -k 10 "$limit" sh -c "$test" >test.log 2>&1 || status=$?
-        if [ $status -ne 0 ]; then
-            killed=$((killed + 1))
-            echo "killed    $where   ($(grep -m 1 -hE 'simgpu:|FAIL|ERROR|not so' test.log || echo "exit $status"))"
-        else
-            survived=$((survived + 1))
-            echo "SURVIVED  $where"
-        fi
-        cp original "$file"
-        number=$((number + 1))
-    done
-    cp original "$file"
-done
-all=$((killed + survived))
+all=0 killed=0
+while read -r where; do
+    all=$((all + 1)) status=0
+    SPT_MUTANT=$all timeout -k 10 "$limit" sh -c "$test" </dev/null >test.log 2>&1 || status=$?
+    if [ $status -eq 0 ]; then
+        echo "SURVIVED  $where"
+        continue
+    fi
+    killed=$((killed + 1))
+    echo "killed    $where   ($(grep -m 1 -hE 'simgpu:|FAIL|ERROR|not so' test.log || echo "exit $status"))"
+done <calls
 echo "$killed of $all mutants killed"
 [ $all -gt 0 ] && [ $((100 * killed)) -ge $((95 * all)) ]

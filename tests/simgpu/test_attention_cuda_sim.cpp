@@ -1,6 +1,6 @@
 /* Attention of the CUDA backend on the simulator against the naive definition (tests/reference.h): fresh random operands, outputs poisoned, widths and
- * lengths around the edges of tiles, bf16 and fp32. Usage: test_attention_cuda_sim; SPT_TEST_SEED repeats the operands, SIMGPU_SEED the order.
- * Exit 0 when all is as defined. */
+ * lengths around the edges of tiles, bf16 and fp32. Usage: test_attention_cuda_sim [NAME], the cases whose names hold NAME; SPT_TEST_SEED repeats the
+ * operands, SIMGPU_SEED the order of execution. Exit 0 when all is as defined. */
 #include "attention_cuda.h"
 #include "simgpu/simgpu.h"
 
@@ -47,6 +47,16 @@ const test_case cases[] = {
     {"T=70, unaligned", 1, 70, 2, 2, 16, 1},
     {"T=20 GQA, d=66", 2, 20, 6, 2, 66},
     {"huge scores", 2, 70, 2, 1, 32, 0, true},
+};
+/* With SPT_LONG in the environment, these too: many tiles. */
+const test_case long_cases[] = {
+    {"T=97, d=64", 1, 97, 2, 2, 64},
+    {"T=128 GQA, d=128", 1, 128, 3, 1, 128},
+    {"T=257, d=6", 1, 257, 2, 2, 6},
+    {"T=290 GQA, d=48", 1, 290, 3, 1, 48},
+    {"T=513 GQA, d=17", 1, 513, 4, 1, 17},
+    {"T=650, d=64", 1, 650, 1, 1, 64},
+    {"T=2048, d=64", 1, 2048, 1, 1, 64},
 };
 
 std::mt19937_64 engine;
@@ -240,7 +250,9 @@ int main(int argc, char **argv) {
   engine.seed(seed);
   must(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   too_wide();
-  for (const test_case &c : cases)
+  std::vector<test_case> all(cases, cases + sizeof cases / sizeof *cases);
+  if (getenv("SPT_LONG")) all.insert(all.end(), long_cases, long_cases + sizeof long_cases / sizeof *long_cases);
+  for (const test_case &c : all)
     for (const spt_dtype act : {SPT_BF16, SPT_F32}) {
       if (only && !strstr(c.name, only)) continue;
       const int before = failures;
