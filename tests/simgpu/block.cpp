@@ -7,6 +7,7 @@
 #include <boost/context/detail/fcontext.hpp>
 #include <cstdlib>
 #include <cstring>
+#include <deque>
 #include <map>
 #include <numeric>
 #include <sanitizer/asan_interface.h>
@@ -30,6 +31,14 @@ struct exchange {
   int readers;
 };
 
+struct pending_copy {
+  void *shared;
+  const void *global;
+  size_t bytes, copied;
+  uint64_t group;
+  site at;
+};
+
 struct thread {
   ctx::fcontext_t context = nullptr;
   unsigned char *stack = nullptr; // of STACK bytes
@@ -42,9 +51,12 @@ struct thread {
   unsigned mask;
   unsigned char value[EXCHANGE_BYTES];
   exchange *seen;
+  std::vector<pending_copy> copies; // in the order of issue
+  uint64_t groups;                  // committed so far
 };
 
 std::vector<thread> threads; // of the block; stacks are kept from launch to launch
+std::deque<exchange> exchanges; // all there are
 std::vector<exchange *> spare;
 thread *current;
 const launch *running;
@@ -80,6 +92,9 @@ void enter(ctx::transfer_t from) {
   __sanitizer_finish_switch_fiber(nullptr, &scheduler_bottom, &scheduler_size);
   scheduler = from.fctx;
   running->body();
+  if (!current->copies.empty())
+    fault("%s ends with an asynchronous copy of %s:%d that it has not waited for", name_of(*current).c_str(),
+          current->copies[0].at.file, current->copies[0].at.line);
   current->now = state::done;
   to_scheduler();
 }
@@ -113,6 +128,8 @@ void make_threads() {
                (unsigned)(i / running->block.x / running->block.y)};
     t.now = state::able;
     t.seen = nullptr;
+    t.copies.clear();
+    t.groups = 0;
   }
 }
 
@@ -284,7 +301,7 @@ const unsigned char (*warp_exchange(int kind, unsigned mask, site at, const void
     all = all && o.now == state::in_warp;
   }
   if (all) {
-    if (spare.empty()) spare.push_back(new exchange);
+    if (spare.empty()) spare.push_back(&exchanges.emplace_back());
     exchange *e = spare.back();
     spare.pop_back();
     e->readers = 0;
@@ -316,6 +333,37 @@ void *dynamic_shared() {
   self("shared memory");
   if (!dynamic_base) fault("%s: asks for dynamic shared memory, launched with none", running->name);
   return dynamic_base;
+}
+
+void check_shared(const void *pointer, size_t bytes, site at) {
+  const thread &t = self("shared memory");
+  const auto *p = static_cast<const unsigned char *>(pointer);
+  if (!shared_base || p < shared_base || p + bytes > shared_base + shared_used)
+    fault("%s: %p is not in shared memory, at %s:%d", name_of(t).c_str(), pointer, at.file, at.line);
+}
+
+void copy_later(void *shared, const void *global, size_t bytes, int copied, site at) {
+  thread &t = self("an asynchronous copy");
+  check_shared(shared, bytes, at);
+  if (copied < 0 || (size_t)copied > bytes || (uintptr_t)shared % bytes != 0 || (uintptr_t)global % bytes != 0)
+    fault("%s: an asynchronous copy of %d of %zu bytes from %p to %p at %s:%d, which must be aligned to its size", name_of(t).c_str(),
+          copied, bytes, global, shared, at.file, at.line);
+  if (copied) check_device(global, (size_t)copied, "an asynchronous copy to shared memory");
+  memset(shared, 0xff, bytes);
+  t.copies.push_back({shared, global, bytes, (size_t)copied, t.groups, at});
+}
+void commit_copies() {
+  self("an asynchronous copy").groups++;
+}
+void wait_copies(int pending_groups) {
+  thread &t = self("an asynchronous copy");
+  size_t done = 0;
+  while (done < t.copies.size() && t.copies[done].group + (uint64_t)pending_groups < t.groups) {
+    const pending_copy &c = t.copies[done++];
+    if (c.copied) memcpy(c.shared, c.global, c.copied);
+    memset(static_cast<unsigned char *>(c.shared) + c.copied, 0, c.bytes - c.copied);
+  }
+  t.copies.erase(t.copies.begin(), t.copies.begin() + (long)done);
 }
 
 } // namespace simgpu

@@ -28,6 +28,13 @@ void warp_seen();
 /* The block's array `name`, declared at `line`: the same for all its threads, poisoned at the block's beginning. */
 void *shared_array(const char *name, int line, size_t bytes);
 void *dynamic_shared();
+/* Faults unless [pointer, pointer + bytes) lies in the block's shared memory. */
+void check_shared(const void *pointer, size_t bytes, site at);
+/* Asynchronous copies of this thread: `copied` bytes of `global` and zeros to `shared`, `bytes` in all, when their group is waited for; until then
+ * the target is NaN. A thread that ends with copies that nobody waited for is a fault. */
+void copy_later(void *shared, const void *global, size_t bytes, int copied, site at);
+void commit_copies();
+void wait_copies(int pending_groups);
 
 } // namespace simgpu
 

@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstring>
 #include <cuda_runtime.h>
+#include <map>
 
 using namespace simgpu;
 
@@ -40,10 +41,18 @@ void copy(void *to, const void *from, size_t bytes) {
   memcpy(to, from, bytes);
 }
 
+/* Dynamic shared memory in bytes: what every kernel may have, and what one may ask for on every GPU of capability 8.0 or more (8.6 has the least). */
+constexpr size_t SHARED_DEFAULT = 48 << 10, SHARED_LIMIT = 99 << 10;
+std::map<const void *, size_t> shared_allowed; // by kernel, where it asked
+
 } // namespace
 
 namespace simgpu {
-void launch_kernel(const char *name, dim3 grid, dim3 block, size_t shared, cudaStream_t s, std::function<void()> body) {
+void launch_kernel(const char *name, const void *function, dim3 grid, dim3 block, size_t shared, cudaStream_t s, std::function<void()> body) {
+  const auto asked = shared_allowed.find(function);
+  const size_t allowed = asked == shared_allowed.end() ? SHARED_DEFAULT : asked->second;
+  if (shared > allowed)
+    fault("%s: %zu bytes of dynamic shared memory, %zu are allowed: cudaFuncSetAttribute raises it", name, shared, allowed);
   const launch l = {name, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared, std::move(body)};
   check_launch(l);
   stream_push(of(s, name), name, [l] { run(l); });
@@ -156,6 +165,12 @@ cudaError_t cudaDeviceSynchronize(void) {
   synchronize_device();
   return cudaSuccess;
 }
+cudaError_t cudaFuncSetAttribute(const void *function, cudaFuncAttribute attribute, int value) {
+  if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) fault("cudaFuncSetAttribute: attribute %d is not simulated", (int)attribute);
+  if (value < 0 || (size_t)value > SHARED_LIMIT) return cudaErrorInvalidValue;
+  shared_allowed[function] = (size_t)value;
+  return cudaSuccess;
+}
 cudaError_t cudaGetLastError(void) {
   return cudaSuccess;
 }
@@ -167,6 +182,7 @@ const char *cudaGetErrorString(cudaError_t error) {
   case cudaSuccess: return "no error";
   case cudaErrorMemoryAllocation: return "out of memory";
   case cudaErrorInvalidDevice: return "invalid device ordinal";
+  case cudaErrorInvalidValue: return "invalid argument";
   case cudaErrorNotReady: return "device not ready";
   default: return "another error";
   }

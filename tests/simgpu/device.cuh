@@ -15,6 +15,8 @@
 /* Shared memory is declared by SPT_SHARED alone: a bare __shared__ would be an ordinary variable here. */
 #undef __shared__
 #define __shared__ static_assert(false, "declare shared memory by SPT_SHARED or SPT_DYNAMIC_SHARED (kernels/launch.cuh)");
+#undef __launch_bounds__
+#define __launch_bounds__(...)
 #define SPT_SHARED(type, name, count)                                                                                  \
   type(&name)[count] = *static_cast<type(*)[count]>(simgpu::shared_array(__FILE__ #name, __LINE__, sizeof(type) * (count)))
 #define SPT_DYNAMIC_SHARED(type, name) type *name = static_cast<type *>(simgpu::dynamic_shared())
@@ -67,11 +69,14 @@ static inline unsigned ballot(site at, unsigned mask, int predicate) {
   warp_seen();
   return result;
 }
-static inline void sync_warp(site at, unsigned mask = 0xffffffffu) {
-  const char nothing = 0;
-  warp_exchange(SYNC, mask, at, &nothing, 1);
-  warp_seen();
-}
+struct sync_warp { // called with a mask or without
+  site at;
+  void operator()(unsigned mask = 0xffffffffu) const {
+    const char nothing = 0;
+    warp_exchange(SYNC, mask, at, &nothing, 1);
+    warp_seen();
+  }
+};
 
 } // namespace simgpu
 
@@ -85,15 +90,15 @@ static inline void sync_warp(site at, unsigned mask = 0xffffffffu) {
 #define __shfl_up_sync(...) simgpu::shfl_up(SIMGPU_HERE, __VA_ARGS__)
 #define __shfl_sync(...) simgpu::shfl(SIMGPU_HERE, __VA_ARGS__)
 #define __ballot_sync(...) simgpu::ballot(SIMGPU_HERE, __VA_ARGS__)
-#define __syncwarp(...) simgpu::sync_warp(SIMGPU_HERE, ##__VA_ARGS__)
+#define __syncwarp(...) simgpu::sync_warp{SIMGPU_HERE}(__VA_ARGS__)
 
 namespace simgpu {
-void launch_kernel(const char *name, dim3 grid, dim3 block, size_t shared, cudaStream_t stream, std::function<void()> body);
+void launch_kernel(const char *name, const void *function, dim3 grid, dim3 block, size_t shared, cudaStream_t stream, std::function<void()> body);
 }
 template <class... Parameters, class... Arguments>
 static inline cudaError_t spt_launch_named(const char *name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
                                            cudaStream_t stream, Arguments... arguments) {
-  simgpu::launch_kernel(name, grid, block, shared, stream, [=] { kernel(static_cast<Parameters>(arguments)...); });
+  simgpu::launch_kernel(name, reinterpret_cast<const void *>(kernel), grid, block, shared, stream, [=] { kernel(static_cast<Parameters>(arguments)...); });
   return cudaSuccess;
 }
 

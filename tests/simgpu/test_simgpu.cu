@@ -1,25 +1,13 @@
 /* The simulator's own test: kernels that are right give their results, and each planted fault is detected, with its words. A fault ends the process, so
  * each case runs in a child. Usage: test_simgpu; exit 0 when all cases are as expected. */
 #include "launch.cuh"
+#include "planted.h"
 #include "simgpu/simgpu.h"
 
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <sys/wait.h>
-#include <unistd.h>
 
-static void must(cudaError_t error) {
-  if (error == cudaSuccess) return;
-  fprintf(stderr, "test_simgpu: %s\n", cudaGetErrorString(error));
-  exit(3);
-}
-static void expect(bool condition, const char *what) {
-  if (condition) return;
-  fprintf(stderr, "test_simgpu: not so: %s\n", what);
-  exit(4);
-}
+using planted::expect;
+using planted::must;
 
 enum { N = 256, BLOCK = 64 };
 
@@ -241,11 +229,7 @@ static void wrong_block(world &w) {
   must(spt_launch(add_one, dim3(1), dim3(2048), 0, w.stream, w.in));
 }
 
-struct test_case {
-  const char *name;
-  void (*body)(world &);
-  const char *words; /* of the fault; nullptr: none */
-};
+typedef planted::test_case<world &> test_case;
 static const test_case cases[] = {
     {"reversed through shared memory", right_reverse, nullptr},
     {"sums of warps", right_sum, nullptr},
@@ -272,41 +256,9 @@ static const test_case cases[] = {
     {"too large a block", wrong_block, "a block of"},
 };
 
-/* Runs a case in a child; its stderr into text. Returns its exit status. */
-static int run_case(const test_case &c, char *text, size_t size) {
-  int ends[2];
-  if (pipe(ends) != 0) return -1;
-  const pid_t child = fork();
-  if (child == 0) {
-    dup2(ends[1], STDERR_FILENO);
-    close(ends[0]);
+int main() {
+  return planted::run_all(cases, [](const test_case &c) {
     world w = open_world();
     c.body(w);
-    _exit(0);
-  }
-  close(ends[1]);
-  size_t at = 0;
-  for (ssize_t n; at + 1 < size && (n = read(ends[0], text + at, size - 1 - at)) > 0;) at += (size_t)n;
-  char rest[4096];
-  while (read(ends[0], rest, sizeof rest) > 0) {}
-  text[at] = '\0';
-  close(ends[0]);
-  int status = 0;
-  waitpid(child, &status, 0);
-  return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
-}
-
-int main() {
-  static char text[1 << 16];
-  setvbuf(stdout, nullptr, _IOLBF, 0); // children must not print it again
-  int failed = 0;
-  for (const test_case &c : cases) {
-    const int status = run_case(c, text, sizeof text);
-    const bool good = c.words ? status != 0 && strstr(text, c.words) : status == 0;
-    printf("%s: %s\n", good ? "ok" : "FAIL", c.name);
-    if (!good) printf("  exit %d, wanted %s; it said:\n%s\n", status, c.words ? c.words : "none", text);
-    failed += !good;
-  }
-  printf("%d cases, %d failed\n", (int)(sizeof cases / sizeof *cases), failed);
-  return failed != 0;
+  });
 }
