@@ -26,7 +26,7 @@ typedef struct trainer_options {
   bool resume;
   const char *resume_path; /* NULL: the newest intact checkpoint of the output folder */
   const char *init_from;
-  bool dry_run, profile, help, version;
+  bool dry_run, presets, profile, help, version;
   int ranks; /* of the dry run; 0: not given */
 } trainer_options;
 
@@ -128,6 +128,23 @@ spt_status trainer_plan_open(const spt_config *config, const spt_params *params,
 void trainer_traffic(const spt_config *config, const spt_shard_plan *plan, spt_comm_counter *traffic_p);
 /* parameters, FLOPs per step, memory per rank by kind, traffic, without training. Local. */
 spt_status trainer_dry_run(const spt_config *config, int ranks);
+
+/* trainer_memory.c. Bytes that a rank holds, on its GPU where it has one; of every kind the largest of all ranks. */
+typedef struct trainer_memory {
+  size_t parameters, gradients, state, compute_weights, activations, workspace;
+  size_t own;      /* of the backend itself */
+  size_t staging;  /* of a reduce-scatter, or the tree's sums */
+  size_t snapshot; /* of a save, in the host's memory */
+  size_t total;    /* without the snapshot on a GPU */
+} trainer_memory;
+/* Local. */
+spt_status trainer_memory_count(const spt_config *config, const spt_params *params, const spt_shard_plan *plan, spt_backend *backend, int ranks,
+                                trainer_memory *memory_p);
+/* A GPU "of 80 GB" has 80 to 85.5·10^9 bytes; the driver's context with our kernels takes about 0.5 of them, NCCL's buffers up to 1. */
+#define TRAINER_GPU_BYTES ((size_t)80000000000)
+#define TRAINER_GPU_RESERVED ((size_t)2 << 30)
+/* A table of memory for all presets with the job's other keys, and the largest micro-batch that fits a GPU of 80 GB. Local. */
+spt_status trainer_print_presets(const spt_config *job, int ranks);
 
 /* trainer_open.c: everything a run needs, in order; on failure what was opened stays for trainer_close. Collective. */
 spt_status trainer_open(trainer *t);

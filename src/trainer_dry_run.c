@@ -41,39 +41,20 @@ static void print_flops(const spt_config *config, const spt_flops *flops) {
          (long long)config->schedule.steps);
 }
 
-/* The largest share over the ranks, which is what a node must have. */
-static void print_memory(const spt_config *config, const spt_params *params, const spt_shard_plan *plan,
-                         spt_backend *backend, const spt_model_memory *model, int ranks) {
-  size_t state = 0, workspace = 0, snapshot = 0, staging = 0;
-  for (int rank = 0; rank < ranks; rank++) {
-    size_t own_state, own_workspace;
-    spt_optimizer_measure(&config->optimizer, params, &plan->shares[rank], backend->act, &own_state, &own_workspace);
-    if (own_state > state) state = own_state;
-    if (own_workspace > workspace) workspace = own_workspace;
-    const size_t own_snapshot = own_state + (size_t)plan->elements[rank] * sizeof(float);
-    if (own_snapshot > snapshot) snapshot = own_snapshot;
-    // a reduce-scatter receives the own runs beside the buckets
-    const size_t own_runs = (size_t)plan->elements[rank] * sizeof(float);
-    if (ranks > 1 && config->dist.reduction == SPT_REDUCTION_REDUCE_SCATTER && own_runs > staging) staging = own_runs;
-    // the tree keeps partial sums of whole slabs, and receives those of all ranks for its own runs
-    const size_t sums = config->dist.reduction != SPT_REDUCTION_TREE
-                            ? 0
-                            : spt_tree_reduction_bytes(plan, config->batch.sequences / config->batch.micro, rank);
-    if (sums > staging) staging = sums;
-  }
-  const size_t slab = (size_t)plan->layout.elements * sizeof(float);
-  const size_t total = 2 * slab + state + workspace + snapshot + staging + model->compute_weights + model->activations +
-                       model->workspace;
-  printf("memory per rank     %11.1f MiB  (the largest of %d rank%s, micro-batch %lld)\n", mib(total), ranks,
-         ranks == 1 ? "" : "s", (long long)config->batch.micro);
-  printf("  parameters        %11.1f MiB\n  gradients         %11.1f MiB\n", mib(slab), mib(slab));
-  printf("  optimizer state   %11.1f MiB\n  compute weights   %11.1f MiB\n", mib(state), mib(model->compute_weights));
-  printf("  activations       %11.1f MiB\n  workspace         %11.1f MiB\n", mib(model->activations),
-         mib(model->workspace + workspace));
-  printf("  snapshot of a save%11.1f MiB\n", mib(snapshot));
-  if (staging)
+static void print_memory(const spt_config *config, const trainer_memory *memory, const spt_backend *backend, int ranks) {
+  const bool device = !backend->host_memory;
+  printf("memory per %s     %s%11.1f MiB  (the largest of %d %s%s, micro-batch %lld%s)\n", device ? "GPU" : "rank", device ? " " : "",
+         mib(memory->total), ranks, device ? "GPU" : "rank", ranks == 1 ? "" : "s", (long long)config->batch.micro,
+         config->model.recompute ? ", activations recomputed" : "");
+  printf("  parameters        %11.1f MiB\n  gradients         %11.1f MiB\n", mib(memory->parameters), mib(memory->gradients));
+  printf("  optimizer state   %11.1f MiB\n  compute weights   %11.1f MiB\n", mib(memory->state), mib(memory->compute_weights));
+  printf("  activations       %11.1f MiB\n  workspace         %11.1f MiB\n", mib(memory->activations), mib(memory->workspace));
+  if (memory->own) printf("  libraries, scratch%11.1f MiB\n", mib(memory->own));
+  if (!device) printf("  snapshot of a save%11.1f MiB\n", mib(memory->snapshot));
+  if (memory->staging)
     printf("  %-17s %11.1f MiB\n", config->dist.reduction == SPT_REDUCTION_TREE ? "tree's sums" : "reduce-scatter",
-           mib(staging));
+           mib(memory->staging));
+  if (device) printf("memory of the host  %11.1f MiB  (snapshot of a save, a rank)\n", mib(memory->snapshot));
 }
 
 /* Forward only, so a third of training on as many tokens; named where it is no longer small beside the training. The
@@ -134,16 +115,16 @@ spt_status trainer_dry_run(const spt_config *job, int ranks) {
   spt_backend *backend = NULL;
   spt_params *params = NULL;
   spt_shard_plan *plan = NULL;
-  spt_model_memory memory;
+  trainer_memory memory;
   spt_flops flops;
   spt_status status =
-      spt_backend_open(config.device.backend, config.device.precision, (int)config.device.threads, 1, &backend);
+      spt_backend_open_measure(config.device.backend, config.device.precision, (int)config.device.threads, 1, &backend);
   if (status == SPT_OK && job->batch.micro == 0)
     config.batch.micro = spt_config_choose_micro(&config, ranks, backend->threads);
   if (status == SPT_OK) status = spt_params_open(&config.model, &params);
   if (status == SPT_OK)
     status = trainer_plan_open(&config, params, ranks, &plan);
-  if (status == SPT_OK) status = spt_model_measure(backend, &config.model, config.batch.micro, true, &memory);
+  if (status == SPT_OK) status = trainer_memory_count(&config, params, plan, backend, ranks, &memory);
   if (status == SPT_OK) {
     trainer_note_preset(&config);
     printf("%s: hidden %lld, %lld layers, %lld heads, ffn %lld, vocab %lld, sequence %lld; %s\n", config.run.name,
@@ -154,7 +135,7 @@ spt_status trainer_dry_run(const spt_config *job, int ranks) {
     spt_flops_count(&config.model, &config.optimizer, params, &flops);
     print_flops(&config, &flops);
     print_validation(&config);
-    print_memory(&config, params, plan, backend, &memory, ranks);
+    print_memory(&config, &memory, backend, ranks);
     print_distribution(&config, plan, ranks);
   }
   spt_shard_plan_close(&plan);
