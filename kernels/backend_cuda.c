@@ -240,7 +240,7 @@ static void cuda_close(spt_backend **backend_p) {
   spt_cuda *cuda = (spt_cuda *)*backend_p;
   if (!cuda) return;
   if (cuda->stream) (void)cudaStreamSynchronize(cuda->stream);
-  if (cuda->cublas) (void)cublasDestroy(cuda->cublas);
+  if (cuda->cublas) (void)cuda->lib.destroy(cuda->cublas);
   (void)cudaFree(cuda->cublas_workspace);
   (void)cudaFree(cuda->rope.cosine);
   (void)cudaFree(cuda->scratch);
@@ -302,16 +302,18 @@ bool spt_cuda_present(char *why_p, size_t size) {
 }
 
 static spt_status open_cublas(spt_cuda *cuda) {
-  cublasStatus_t status = cublasCreate(&cuda->cublas);
-  if (status == CUBLAS_STATUS_SUCCESS) status = cublasSetStream(cuda->cublas, cuda->stream);
+  const spt_cublas *lib = &cuda->lib;
+  SPT_TRY(spt_cublas_load(&cuda->lib));
+  cublasStatus_t status = lib->create(&cuda->cublas);
+  if (status == CUBLAS_STATUS_SUCCESS) status = lib->set_stream(cuda->cublas, cuda->stream);
   // after the stream, which resets it; a workspace of our own makes results repeatable
   if (status == CUBLAS_STATUS_SUCCESS) {
     SPT_TRY(allocate(cuda, SPT_CUDA_CUBLAS_WORKSPACE, &cuda->cublas_workspace));
-    status = cublasSetWorkspace(cuda->cublas, cuda->cublas_workspace, SPT_CUDA_CUBLAS_WORKSPACE);
+    status = lib->set_workspace(cuda->cublas, cuda->cublas_workspace, SPT_CUDA_CUBLAS_WORKSPACE);
   }
   const cublasMath_t math = CUBLAS_DEFAULT_MATH | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
-  if (status == CUBLAS_STATUS_SUCCESS) status = cublasSetMathMode(cuda->cublas, math);
-  if (status != CUBLAS_STATUS_SUCCESS) return SPT_FAIL(SPT_ERR_RESOURCE, "cuBLAS does not start: %s", cublasGetStatusString(status));
+  if (status == CUBLAS_STATUS_SUCCESS) status = lib->set_math_mode(cuda->cublas, math);
+  if (status != CUBLAS_STATUS_SUCCESS) return SPT_FAIL(SPT_ERR_RESOURCE, "cuBLAS does not start: %s", lib->status_string(status));
   return SPT_OK;
 }
 

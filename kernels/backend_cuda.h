@@ -3,12 +3,9 @@
 #ifndef SPT_BACKEND_CUDA_H
 #define SPT_BACKEND_CUDA_H
 
-#include <cublas_v2.h>
-#include <cuda_runtime_api.h>
+#include "cublas_library.h"
 
-#ifdef __cplusplus
-extern "C" {
-#endif
+#include <cuda_runtime_api.h>
 
 #include "core/op_cost.h"
 
@@ -37,6 +34,7 @@ typedef struct spt_cuda {
   spt_backend base;
   int device;
   cudaStream_t stream;
+  spt_cublas lib;
   cublasHandle_t cublas;
   void *cublas_workspace;
   spt_cuda_staging staging;
@@ -136,7 +134,4 @@ spt_status spt_cuda_factor_update(spt_backend *backend, int count, const spt_fac
 spt_status spt_cuda_adamw(spt_backend *backend, int64_t count, float *w, const float *gradient, float *m, float *v, float lr, float decay,
                           float beta1, float beta2, float eps, int64_t step, const spt_control *control);
 
-#ifdef __cplusplus
-}
-#endif
 #endif

@@ -19,10 +19,10 @@ static cublasOperation_t operation(bool transpose) {
   return transpose ? CUBLAS_OP_T : CUBLAS_OP_N;
 }
 
-static spt_status check(cublasStatus_t status, int64_t m, int64_t n, int64_t k) {
+static spt_status check(const spt_cuda *cuda, cublasStatus_t status, int64_t m, int64_t n, int64_t k) {
   if (status == CUBLAS_STATUS_SUCCESS) return SPT_OK;
   return SPT_FAIL(SPT_ERR_RESOURCE, "cuBLAS, product of (%lld, %lld) and (%lld, %lld): %s", (long long)m, (long long)k, (long long)k,
-                  (long long)n, cublasGetStatusString(status));
+                  (long long)n, cuda->lib.status_string(status));
 }
 
 /* While profiling: what was executed, and its time. */
@@ -56,12 +56,12 @@ spt_status spt_cuda_gemm(spt_cuda *cuda, const spt_cuda_product *p) {
   double began = 0.0;
   SPT_TRY(begin_product(cuda, &began));
   const cublasStatus_t status =
-      batch == 1 ? cublasGemmEx(cuda->cublas, op_b, op_a, n, m, k, &one, p->b.data, type, ldb, p->a.data, type, lda, &p->beta, p->c, c_type,
+      batch == 1 ? cuda->lib.gemm(cuda->cublas, op_b, op_a, n, m, k, &one, p->b.data, type, ldb, p->a.data, type, lda, &p->beta, p->c, c_type,
                                 ldc, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT)
-                 : cublasGemmStridedBatchedEx(cuda->cublas, op_b, op_a, n, m, k, &one, p->b.data, type, ldb, p->b.stride, p->a.data, type, lda,
+                 : cuda->lib.gemm_strided(cuda->cublas, op_b, op_a, n, m, k, &one, p->b.data, type, ldb, p->b.stride, p->a.data, type, lda,
                                               p->a.stride, &p->beta, p->c, c_type, ldc, p->stride_c, batch, CUBLAS_COMPUTE_32F,
                                               CUBLAS_GEMM_DEFAULT);
-  SPT_TRY(check(status, p->m, p->n, p->k));
+  SPT_TRY(check(cuda, status, p->m, p->n, p->k));
   count_product(cuda, batch, m, n, k, (double)spt_dtype_size(p->dtype), (double)spt_dtype_size(p->c_dtype) * (p->beta != 0.0f ? 2 : 1));
   return end_product(cuda, began);
 }
@@ -88,7 +88,7 @@ static spt_status run_batch(spt_cuda *cuda, const spt_gemm_batch *g, int64_t fir
   void *const *c = (void *const *)(uintptr_t)(b + SPT_CUDA_BATCH);
   double began = 0.0;
   SPT_TRY(begin_product(cuda, &began));
-  SPT_TRY(check(cublasGemmBatchedEx(cuda->cublas, operation(g->transpose_b), operation(g->transpose_a), n, m, k, &g->alpha, b, type, ldb, a, type,
+  SPT_TRY(check(cuda, cuda->lib.gemm_batched(cuda->cublas, operation(g->transpose_b), operation(g->transpose_a), n, m, k, &g->alpha, b, type, ldb, a, type,
                                     lda, &g->beta, c, type, n, SPT_CUDA_BATCH, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT),
                 g->m, g->n, g->k));
   count_product(cuda, SPT_CUDA_BATCH, m, n, k, (double)size, (double)size * (g->beta != 0.0f ? 2 : 1));

@@ -156,6 +156,15 @@ static spt_status abort_on_failure(trainer *t, spt_status status, const char *ph
   return status;
 }
 
+/* The owned gradient's sum of squares and non-finite elements. */
+static spt_status gradient_stats(trainer *t, spt_control *control) {
+  if (t->tree) return trainer_tree_gradient_stats(t, control);
+  spt_backend *backend = t->backend;
+  SPT_TRY(backend->ops->upload(backend, t->control, control, sizeof *control));
+  SPT_TRY(spt_optimizer_gradient_stats(t->optimizer, t->control));
+  return backend->ops->download(backend, control, t->control, sizeof *control);
+}
+
 /* Prefetched tokens → forward → backward → reduction → sharded update → gather. */
 static spt_status train_step(trainer *t, trainer_step *step) {
   const double start = trainer_now(), waited = spt_prefetch_wait_seconds(t->prefetch);
@@ -170,18 +179,18 @@ static spt_status train_step(trainer *t, trainer_step *step) {
   SPT_TRY(abort_on_failure(t, spt_data_parallel_reduce_finish(t->data_parallel), "gradient reduction"));
   const double reduced = trainer_now();
 
-  spt_control control = {.clip = 1, .apply = 1};
-  if (status == SPT_OK)
-    status = t->tree ? trainer_tree_gradient_stats(t, &control) : spt_optimizer_gradient_stats(t->optimizer, &control);
+  spt_control control = {.clip = 1, .apply = 1}; // as the backend's memory has it
+  if (status == SPT_OK) status = gradient_stats(t, &control);
   const double counted = trainer_now();
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_DECIDE);
   SPT_TRY(decide(t, status, loss_sum, data_wait, &control, step));
+  SPT_TRY(abort_on_failure(t, t->backend->ops->upload(t->backend, t->control, &control, sizeof control), "decision"));
   const double decided = trainer_now();
   SPT_TRY(trainer_audit_check(t));
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_OPTIMIZER);
   const double factor = spt_schedule_factor(&t->config.schedule, t->step);
   step->lr = factor * t->config.optimizer.lr;
-  SPT_TRY(abort_on_failure(t, spt_optimizer_step(t->optimizer, factor, &control), "optimizer"));
+  SPT_TRY(abort_on_failure(t, spt_optimizer_step(t->optimizer, factor, t->control), "optimizer"));
   const double updated = trainer_now();
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_GATHER);
   SPT_TRY(abort_on_failure(t, spt_data_parallel_gather(t->data_parallel), "parameter gather"));

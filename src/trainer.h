@@ -81,6 +81,7 @@ typedef struct trainer {
   spt_flops flops;
   spt_slab parameter_slab, gradient_slab;
   float *parameters, *gradients;
+  spt_control *control; /* backend memory: a step's statistics and decision */
   spt_model *model;
   spt_optimizer *optimizer;
   spt_data_parallel *data_parallel;
@@ -178,8 +179,8 @@ spt_tree_reduction *trainer_tree_reduction(const trainer *t);
 void trainer_tree_begin(trainer *t);
 /* Where this rank's pass `pass` of the step adds its loss. Local. */
 double *trainer_tree_loss(trainer *t, int64_t pass);
-/* The own gradient's statistics, kept for the step's sums; control->non_finite is added to. Local. */
-spt_status trainer_tree_gradient_stats(trainer *t, spt_control *control);
+/* The own gradient's statistics, kept for the step's sums; found->non_finite is added to. Local. */
+spt_status trainer_tree_gradient_stats(trainer *t, spt_control *found);
 /* Sums over ranks; loss and squares are the trees'. Collective. */
 spt_status trainer_tree_reduce(trainer *t, double sums[TRAINER_SUMS]);
 /* A validation's losses by micro-batch, all 0 at first; and their sum once all ranks have added theirs (Collective). */

@@ -3,14 +3,15 @@
 
 spt_status trainer_parameters_finite(trainer *t, bool *finite_p) {
   double bad = 0;
-  spt_status status = SPT_OK;
+  spt_control found = {0};
+  spt_status status = t->backend->ops->upload(t->backend, t->control, &found, sizeof found);
   for (int i = 0; status == SPT_OK && i < t->model_item_count; i++) {
     const spt_checkpoint_item *item = &t->items[i];
-    spt_control control = {0};
     if (item->begin < item->end)
-      status = t->backend->ops->gradient_stats(t->backend, item->end - item->begin, item->values, &control);
-    bad += control.non_finite;
+      status = t->backend->ops->gradient_stats(t->backend, item->end - item->begin, item->values, t->control);
   }
+  if (status == SPT_OK) status = t->backend->ops->download(t->backend, &found, t->control, sizeof found);
+  bad = found.non_finite;
   SPT_TRY(spt_comm_agree(t->comm, status, NULL));
   SPT_TRY(t->comm->ops->reduce_double(t->comm, &bad, 1, SPT_REDUCE_SUM));
   *finite_p = bad == 0;
@@ -23,7 +24,8 @@ enum { GAP = 16 };
 
 static spt_status check_gaps(const trainer *t, const float *slab, const char *kind) {
   for (int i = 0; i < t->params->tensor_count; i++) {
-    const float *gap = slab + t->plan->layout.offset[i] + t->params->tensors[i].count;
+    float gap[GAP];
+    SPT_TRY(t->backend->ops->download(t->backend, gap, slab + t->plan->layout.offset[i] + t->params->tensors[i].count, sizeof gap));
     for (int j = 0; j < GAP; j++)
       if (gap[j] != 0)
         return SPT_FAIL(SPT_ERR_RESOURCE, "%s slab: the gap after %s was overwritten", kind,

@@ -59,6 +59,9 @@ static spt_status open_slabs(trainer *t) {
   SPT_TRY(spt_slab_allocate(&t->gradient_slab, t->backend));
   t->parameters = spt_slab_at(&t->parameter_slab, at);
   t->gradients = spt_slab_at(&t->gradient_slab, at);
+  void *control = NULL;
+  SPT_TRY(t->backend->ops->alloc(t->backend, sizeof *t->control, &control));
+  t->control = control;
   return SPT_OK;
 }
 
@@ -184,6 +187,7 @@ void trainer_close(trainer *t) {
   spt_token_stream_close(&t->train);
   spt_shard_plan_close(&t->plan);
   spt_params_close(&t->params);
+  if (t->control) t->backend->ops->free(t->backend, t->control, sizeof *t->control);
   if (t->backend) t->backend->ops->close(&t->backend);
   spt_run_folder_close(&t->folder); // last: the lock covers everything above
 }

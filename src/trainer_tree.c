@@ -64,10 +64,10 @@ double *trainer_tree_loss(trainer *t, int64_t pass) {
   return losses_of(t->tree) + t->tree->first_loss + pass;
 }
 
-spt_status trainer_tree_gradient_stats(trainer *t, spt_control *control) {
+spt_status trainer_tree_gradient_stats(trainer *t, spt_control *found) {
   trainer_tree *tree = t->tree;
-  return spt_gradient_part_sums(t->backend, t->plan, t->params, t->comm->rank, t->gradients, tree->first_part,
-                                losses_of(tree) + tree->losses, &control->non_finite);
+  return spt_gradient_part_sums(t->backend, t->plan, t->params, t->comm->rank, t->gradients, t->control, tree->first_part,
+                                losses_of(tree) + tree->losses, &found->non_finite);
 }
 
 spt_status trainer_tree_reduce(trainer *t, double sums[TRAINER_SUMS]) {

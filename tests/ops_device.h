@@ -1,4 +1,5 @@
-/* The backend that a conformance test's binary is linked with: ops_device_cpu.c, or simgpu/ops_device_cuda.cpp. */
+/* The backend that a conformance test's binary is linked with: ops_device_cpu.c, or ops_device_cuda.c and
+ * simgpu/ops_device_simgpu.cpp. */
 #ifndef SPT_OPS_DEVICE_H
 #define SPT_OPS_DEVICE_H
 

@@ -32,6 +32,7 @@ typedef struct run {
   spt_params *params;
   spt_layout layout;
   float *parameters, *gradients;
+  spt_control *control; /* backend memory */
   int *pairs;
   spt_slice *slices;
   spt_model *model;
@@ -82,6 +83,7 @@ static void open_run(const step_case *c, run *r) {
   const size_t bytes = (size_t)r->layout.elements * sizeof(float);
   r->parameters = memory(r->backend, bytes);
   r->gradients = memory(r->backend, bytes);
+  r->control = memory(r->backend, sizeof *r->control);
   for (int64_t i = 0; i < r->layout.elements; i++) r->parameters[i] = 0.01f * (float)(i * 7919 % 13 - 6);
   assert_ok(
       spt_model_open(r->backend, &config, r->params, &r->layout, r->parameters, r->gradients, SEQUENCES, &r->model));
@@ -103,6 +105,7 @@ static void close_run(run *r) {
   spt_model_close(&r->model);
   r->backend->ops->free(r->backend, r->parameters, bytes);
   r->backend->ops->free(r->backend, r->gradients, bytes);
+  r->backend->ops->free(r->backend, r->control, sizeof *r->control);
   spt_params_close(&r->params);
   r->backend->ops->close(&r->backend);
   free(r->layout.offset);
@@ -116,12 +119,14 @@ static void step(const run *r, bool again) {
   spt_backend *backend = r->backend;
   double loss = 0;
   spt_control control = {.clip = 1, .apply = 1};
+  assert_ok(backend->ops->upload(backend, r->control, &control, sizeof control));
   assert_ok(backend->ops->zero(backend, r->gradients, (size_t)r->layout.elements * sizeof(float)));
   for (int i = 0; i < (again ? 2 : 1); i++)
     assert_ok(spt_model_train(r->model, SEQUENCES, r->ids, r->targets, 1.0f / (float)step_cost_tokens(), NULL, &loss));
-  assert_ok(spt_optimizer_gradient_stats(r->optimizer, &control));
+  assert_ok(spt_optimizer_gradient_stats(r->optimizer, r->control));
+  assert_ok(backend->ops->download(backend, &control, r->control, sizeof control));
   assert_true(isfinite(loss) && control.non_finite == 0);
-  assert_ok(spt_optimizer_step(r->optimizer, 1, &control));
+  assert_ok(spt_optimizer_step(r->optimizer, 1, r->control));
   assert_ok(spt_model_refresh(r->model));
 }
 

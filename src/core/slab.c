@@ -72,12 +72,18 @@ void *spt_slab_at(const spt_slab *slab, size_t offset) {
 }
 
 spt_status spt_slab_check(const spt_slab *slab) {
-  unsigned char zone[64];
+  unsigned char zone[64], found[64];
   memset(zone, zone_byte, sizeof zone);
-  for (size_t i = 0; slab->base && i < slab->zone_count; i++)
-    if (memcmp(slab->base + slab->zones[i], zone, sizeof zone) != 0)
+  for (size_t i = 0; slab->base && i < slab->zone_count; i++) {
+    const unsigned char *at = slab->base + slab->zones[i];
+    if (slab->backend && !slab->backend->host_memory) {
+      SPT_TRY(slab->backend->ops->download(slab->backend, found, at, sizeof found));
+      at = found;
+    }
+    if (memcmp(at, zone, sizeof zone) != 0)
       return SPT_FAIL(SPT_ERR_RESOURCE, "%s slab: red zone %zu at byte %zu was overwritten", slab->kind, i,
                       slab->zones[i]);
+  }
   return SPT_OK;
 }
 

@@ -26,24 +26,25 @@ int64_t spt_gradient_parts(const spt_shard_plan *plan, const spt_params *params,
   return parts;
 }
 
-static spt_status add_part(spt_backend *backend, int64_t count, const float *gradients, double *sum,
+static spt_status add_part(spt_backend *backend, int64_t count, const float *gradients, spt_control *control, double *sum,
                            double *non_finite_p) {
-  spt_control control = {0}, found;
-  SPT_TRY(backend->ops->gradient_stats(backend, count, gradients, &control));
-  SPT_TRY(backend->ops->download(backend, &found, &control, sizeof found));
+  spt_control found = {0};
+  SPT_TRY(backend->ops->upload(backend, control, &found, sizeof found));
+  SPT_TRY(backend->ops->gradient_stats(backend, count, gradients, control));
+  SPT_TRY(backend->ops->download(backend, &found, control, sizeof found));
   *sum = found.sum_squares;
   *non_finite_p += found.non_finite;
   return SPT_OK;
 }
 
 spt_status spt_gradient_part_sums(spt_backend *backend, const spt_shard_plan *plan, const spt_params *params, int rank,
-                                  const float *gradients, const int64_t *first, double *sums, double *non_finite_p) {
+                                  const float *gradients, spt_control *control, const int64_t *first, double *sums, double *non_finite_p) {
   const spt_share *share = &plan->shares[rank];
   for (int i = 0; i < share->pair_count; i++) {
     const spt_pair *pair = &params->pairs[share->pairs[i]];
     const int tensors[2] = {pair->a, pair->b};
     for (int side = 0; side < 2; side++)
-      SPT_TRY(add_part(backend, params->tensors[tensors[side]].count, gradients + plan->layout.offset[tensors[side]],
+      SPT_TRY(add_part(backend, params->tensors[tensors[side]].count, gradients + plan->layout.offset[tensors[side]], control,
                        &sums[first[tensors[side]]], non_finite_p));
   }
   for (int i = 0; i < share->slice_count; i++) {
@@ -55,7 +56,7 @@ spt_status spt_gradient_part_sums(spt_backend *backend, const spt_shard_plan *pl
       const int64_t piece = (at + begin) / SPT_GRADIENT_PART;
       end = (piece + 1) * SPT_GRADIENT_PART - at;
       if (whole || end > slice->end) end = slice->end;
-      SPT_TRY(add_part(backend, end - begin, values + begin, &sums[first[slice->tensor] + (whole ? 0 : piece - first_piece)],
+      SPT_TRY(add_part(backend, end - begin, values + begin, control, &sums[first[slice->tensor] + (whole ? 0 : piece - first_piece)],
                        non_finite_p));
     }
   }

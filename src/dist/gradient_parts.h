@@ -11,8 +11,9 @@ enum { SPT_GRADIENT_PART = 4096 };
 
 /* first_p: [tensor_count + 1] the first part of each tensor, and their number, which is returned too. */
 int64_t spt_gradient_parts(const spt_shard_plan *plan, const spt_params *params, int64_t *first_p);
-/* sums[part] = Σ g² of the parts that `rank` owns, others are left as they are; *non_finite_p += elements that are not finite. */
+/* sums[part] = Σ g² of the parts that `rank` owns, others are left as they are; *non_finite_p += elements that are not finite. `control`, backend
+ * memory, is overwritten. */
 spt_status spt_gradient_part_sums(spt_backend *backend, const spt_shard_plan *plan, const spt_params *params, int rank,
-                                  const float *gradients, const int64_t *first, double *sums, double *non_finite_p);
+                                  const float *gradients, spt_control *control, const int64_t *first, double *sums, double *non_finite_p);
 
 #endif
