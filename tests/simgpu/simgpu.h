@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 namespace simgpu {
 
@@ -76,10 +77,21 @@ void drift();
 /* What was done so far: for counts of a step. */
 struct counters {
   int64_t launches, synchronizations, copies, copied_bytes, event_waits;
+  int64_t host_copies, host_copied_bytes; /* of them between host and device */
   int64_t products, unaligned_products; /* of cuBLAS; those with an operand or a leading dimension off 16 bytes are slow on a GPU */
 };
 extern counters counted;
 int64_t launches_of(const char *kernel);
+
+/* Counting only: what is launched, multiplied and copied is noted, not executed; device memory is addresses alone, so that models of any size fit.
+ * Set before the first allocation. */
+extern bool counting_only;
+struct noted_launch {
+  std::string kernel; /* empty: a product, C (m, n) with operands of `size` bytes and C of c_size, added to where `adds` */
+  int m, n, k, batch, size, c_size;
+  bool adds;
+};
+extern std::vector<noted_launch> noted;
 
 } // namespace simgpu
 
