@@ -8,6 +8,7 @@
 extern "C" {
 #include "core/flops.h"
 #include "core/model.h"
+#include "core/op_cost.h"
 #include "core/optimizer.h"
 /* of backend_cuda.h, which is for C alone */
 spt_status spt_cuda_open(spt_precision precision, int threads, int local_ranks, spt_backend **backend_p);
@@ -200,18 +201,29 @@ double elementwise_bytes(const run &r) {
 struct times {
   double flops, bound, estimate, update_bound, update_estimate;
 };
-times predict(run &r, const counts &c) {
+std::string name_of(spt_op op) { // "|" ends a cell
+  std::string name;
+  for (const char *c = spt_op_name(op); *c; c++) name += *c == '|' ? std::string("\\|") : std::string(1, *c);
+  return name;
+}
+
+/* Prints the ops of the step as it counts them. */
+times predict(run &r, const char *preset, const counts &c) {
   times t = {};
   memset(&r.backend->profile, 0, sizeof r.backend->profile);
   r.backend->profiling = true;
   step(r);
   r.backend->profiling = false;
   double attention = 0;
+  printf("\n%s: each op's least time\n\n| op | pass | calls | GFLOP | GB | bound, ms | by |\n| --- | --- | --- | --- | --- | --- | --- |\n", preset);
   for (int op = 0; op < SPT_OP_COUNT; op++)
     for (int backward = 0; backward < 2; backward++) {
       const spt_op_profile &row = r.backend->profile.ops[op][backward];
       const double least = std::max(row.flops / PEAK, row.bytes / BANDWIDTH);
       const bool update = op >= SPT_OP_ADD && op != SPT_OP_ZERO;
+      if (row.calls > 0)
+        printf("| %s | %s | %lld | %.1f | %.3f | %.3f | %s |\n", name_of((spt_op)op).c_str(), backward ? "backward" : "forward", (long long)row.calls, row.flops / 1e9,
+               row.bytes / 1e9, 1e3 * least, row.flops / PEAK > row.bytes / BANDWIDTH ? "products" : "memory");
       (update ? t.update_bound : t.bound) += least;
       if (op == SPT_OP_ATTENTION) attention += row.flops;
       if (update && op != SPT_OP_BATCHED_GEMM) t.update_estimate += row.bytes / (BANDWIDTH * BANDWIDTH_EFFICIENCY);
@@ -298,7 +310,12 @@ int main(int argc, char **argv) {
     printf("| %s | %zu | %zu | %zu | %zu | %lld | %lld | %.2f | %lld | %.0f |\n", preset, launches[1] - each, each, c.update, c.launches.size() - c.update, (long long)c.waits,
            (long long)c.host_copies, c.host_copied / 1e6, (long long)c.device_copies, c.device_copied / 1e6);
     all.push_back(c);
-    predicted.push_back(predict(r, c));
+    close_run(r);
+  }
+  for (const char *preset : presets) {
+    run r;
+    open_run(r, preset, 0, micro, 2048, false);
+    predicted.push_back(predict(r, preset, all[predicted.size()]));
     close_run(r);
   }
   printf("\nPredicted for an H100 (990 TFLOP/s, 3.35 TB/s, 132 processors), never measured; share of peak in FLOPs of the factored network. The update is that of\n"
