@@ -68,6 +68,35 @@ spt_status spt_backend_choose_device(spt_backend_kind kind, int local_rank) {
   return choose_cuda(kind, local_rank);
 }
 
+/* The products that are measured: `entries` of edge `edge`, large enough for the device's full rate. A GPU's backend fills up a batch of fewer. */
+enum { PEAK_ENTRIES_MAX = 8 };
+static int64_t product_edge(const spt_backend *backend) {
+#ifdef SPT_SIMGPU
+  (void)backend;
+  return 32;
+#else
+  return backend->host_memory ? 768 : 4096;
+#endif
+}
+
+spt_status spt_backend_open_measure(spt_backend_kind kind, spt_precision precision, int threads, int local_ranks, spt_backend **backend_p) {
+#ifdef SPT_HAVE_CUDA
+  char why[128];
+  if (kind == SPT_BACKEND_CUDA && !spt_cuda_present(why, sizeof why)) return spt_cuda_open_measure(precision, backend_p);
+#endif
+  return spt_backend_open(kind, precision, threads, local_ranks, backend_p);
+}
+
+size_t spt_backend_own_bytes(const spt_backend *backend, const spt_model_config *model, const spt_optimizer_config *optimizer) {
+#ifdef SPT_HAVE_CUDA
+  if (!backend->host_memory) {
+    return spt_cuda_own_bytes(backend->act, model, optimizer, product_edge(backend));
+  }
+#endif
+  (void)backend, (void)model, (void)optimizer;
+  return 0;
+}
+
 static double now(void) {
   struct timespec time;
   clock_gettime(CLOCK_MONOTONIC, &time);
@@ -114,30 +143,24 @@ static spt_status run_product(spt_backend *backend, const void *arguments) {
   return backend->ops->batched_gemm(backend, arguments);
 }
 
-/* The edge of the product that is measured: large enough for the device's full rate. */
-static int64_t product_edge(const spt_backend *backend) {
-#ifdef SPT_SIMGPU
-  (void)backend;
-  return 32;
-#else
-  return backend->host_memory ? 768 : 8192;
-#endif
-}
-
-/* One square product, on one thread, times the processors that the threads have to themselves: schedulers may let all
- * threads share a core for the first second, so that a product on each would show a part of the rate. */
 static spt_status measure_flops(spt_backend *backend) {
-  const int64_t edge = product_edge(backend);
+  const int64_t edge = product_edge(backend), entries = backend->host_memory ? 1 : PEAK_ENTRIES_MAX;
   const size_t matrix = (size_t)(edge * edge) * spt_dtype_size(backend->act);
   void *slab = NULL;
-  SPT_TRY(backend->ops->alloc(backend, 3 * matrix, &slab));
-  const void *const a = slab, *const b = (unsigned char *)slab + matrix;
-  void *const c = (unsigned char *)slab + 2 * matrix;
+  const size_t bytes = (size_t)(2 + entries) * matrix;
+  SPT_TRY(backend->ops->alloc(backend, bytes, &slab));
+  const void *a[PEAK_ENTRIES_MAX], *b[PEAK_ENTRIES_MAX];
+  void *c[PEAK_ENTRIES_MAX];
+  for (int64_t i = 0; i < entries; i++) {
+    a[i] = slab;
+    b[i] = (unsigned char *)slab + matrix;
+    c[i] = (unsigned char *)slab + (size_t)(2 + i) * matrix;
+  }
   const spt_gemm_batch batch = {
-      .batch = 1, .m = edge, .n = edge, .k = edge, .alpha = 1.0f, .dtype = backend->act, .a = &a, .b = &b, .c = &c};
-  const measured_op op = {run_product, &batch, 2.0 * (double)(edge * edge * edge)};
+      .batch = entries, .m = edge, .n = edge, .k = edge, .alpha = 1.0f, .dtype = backend->act, .a = a, .b = b, .c = c};
+  const measured_op op = {run_product, &batch, 2.0 * (double)(entries * edge * edge * edge)};
   const spt_status status = measure(backend, &op, &backend->peak_flops);
-  backend->ops->free(backend, slab, 3 * matrix);
+  backend->ops->free(backend, slab, bytes);
   backend->peak_flops *= backend->processors;
   return status;
 }

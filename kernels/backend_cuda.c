@@ -10,13 +10,6 @@
 #include <string.h>
 #include <time.h>
 
-/* What cuBLAS takes on the largest GPUs; set by us, so that it never allocates and always chooses alike. The simulator's needs none. */
-#ifdef SPT_SIMGPU
-enum { CUBLAS_WORKSPACE = 4096 };
-#else
-enum { CUBLAS_WORKSPACE = 32 << 20 };
-#endif
-
 static double now(void) {
   struct timespec time;
   clock_gettime(CLOCK_MONOTONIC, &time);
@@ -230,7 +223,7 @@ static int64_t rank_of(const spt_model_config *model, bool low, int64_t m, int64
   return low ? spt_factor_rank(model->rank_ratio, m, n) : 0;
 }
 
-static size_t cuda_workspace_bytes(spt_backend *backend, const spt_model_config *model, int64_t tokens, bool train) {
+size_t spt_cuda_workspace_bytes(spt_backend *backend, const spt_model_config *model, int64_t tokens, bool train) {
   const spt_cuda *cuda = (const spt_cuda *)backend;
   const int64_t hidden = model->hidden, ffn = model->ffn, kv = model->kv_heads * spt_head_dim(model);
   const bool attention_low = model->parameterization == SPT_LOW_RANK, ffn_low = model->parameterization != SPT_DENSE;
@@ -299,7 +292,7 @@ static const spt_ops cuda_ops = {.name = "cuda",
                                  .synchronize = cuda_synchronize,
                                  .later_issue = cuda_later_issue,
                                  .later_take = cuda_later_take,
-                                 .workspace_bytes = cuda_workspace_bytes,
+                                 .workspace_bytes = spt_cuda_workspace_bytes,
                                  .group_packed_bytes = spt_cuda_group_packed_bytes,
                                  .group_pack = spt_cuda_group_pack,
                                  .head_packed_bytes = spt_cuda_head_packed_bytes,
@@ -356,8 +349,8 @@ static spt_status open_cublas(spt_cuda *cuda, bool tf32) {
   if (status == CUBLAS_STATUS_SUCCESS) status = lib->set_stream(cuda->cublas, cuda->stream);
   // after the stream, which resets it; a workspace of our own makes results repeatable
   if (status == CUBLAS_STATUS_SUCCESS) {
-    SPT_TRY(allocate(CUBLAS_WORKSPACE, &cuda->cublas_workspace));
-    status = lib->set_workspace(cuda->cublas, cuda->cublas_workspace, CUBLAS_WORKSPACE);
+    SPT_TRY(allocate(SPT_CUDA_CUBLAS_WORKSPACE, &cuda->cublas_workspace));
+    status = lib->set_workspace(cuda->cublas, cuda->cublas_workspace, SPT_CUDA_CUBLAS_WORKSPACE);
   }
   const cublasMath_t math = (tf32 ? CUBLAS_TF32_TENSOR_OP_MATH : CUBLAS_DEFAULT_MATH) | CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION;
   if (status == CUBLAS_STATUS_SUCCESS) status = lib->set_math_mode(cuda->cublas, math);

@@ -9,6 +9,13 @@
 
 #include "core/op_cost.h"
 
+/* What cuBLAS takes on the largest GPUs; set by us, so that it never allocates and always chooses alike. The simulator's needs none. */
+#ifdef SPT_SIMGPU
+enum { SPT_CUDA_CUBLAS_WORKSPACE = 4096 };
+#else
+enum { SPT_CUDA_CUBLAS_WORKSPACE = 32 << 20 };
+#endif
+
 /* Pinned memory through which ordinary host memory is copied: a ring of slots, each free again once its copy's event has passed. A step takes one,
  * and two a micro-batch; the host would wait where two steps take more than there are. */
 enum { SPT_CUDA_SLOTS = 64, SPT_CUDA_SLOT_BYTES = 1 << 17 };
@@ -69,6 +76,11 @@ bool spt_cuda_present(char *why_p, size_t size);
 
 /* Makes device number local_rank modulo the visible ones the current one; nothing where there is none. */
 spt_status spt_cuda_choose(int local_rank);
+/* cuda_measure.c: a backend that needs no device and tells sizes alone: its *_bytes work, all else fails with SPT_ERR_RESOURCE. */
+spt_status spt_cuda_open_measure(spt_precision precision, spt_backend **backend_p);
+/* Device memory that the backend itself comes to hold in training this model, beside the slabs: cuBLAS's workspace, tables, scratch;
+ * `edge`: of the largest square products it has been asked for. */
+size_t spt_cuda_own_bytes(spt_dtype act, const spt_model_config *model, const spt_optimizer_config *optimizer, int64_t edge);
 
 /* Frames an op: while profiling, both wait for the device, and end adds the time and `cost` to the op's row. */
 spt_status spt_cuda_begin(spt_backend *backend, spt_cuda **cuda_p);
@@ -110,6 +122,7 @@ static inline void *spt_cuda_at(const void *data, int64_t index, spt_dtype dtype
 }
 
 /* Ops (backend.h) and the workspace they need. */
+size_t spt_cuda_workspace_bytes(spt_backend *backend, const spt_model_config *model, int64_t tokens, bool train);
 size_t spt_cuda_group_workspace(const spt_cuda *cuda, const spt_group_desc *desc, int64_t tokens, bool train);
 size_t spt_cuda_head_workspace(const spt_cuda *cuda, int64_t tokens, int64_t hidden, int64_t vocab, bool train);
 spt_status spt_cuda_rope_prepare(spt_cuda *cuda, double theta, int64_t head_dim, int64_t positions);

@@ -22,32 +22,43 @@ static size_t larger(size_t a, size_t b) {
   return a > b ? a : b;
 }
 
-static void count_memory(const spt_config *config, const spt_model_memory *model, job_cost *cost) {
-  const spt_shard_plan *plan = cost->plan;
-  job_memory *memory = &cost->memory;
-  size_t workspace = 0;
-  for (int rank = 0; rank < cost->ranks; rank++) {
-    size_t state, own_workspace;
-    spt_optimizer_measure(&config->optimizer, cost->params, &plan->shares[rank], cost->backend->act, &state,
-                          &own_workspace);
+/* The largest share over the ranks, which is what a node must have. */
+static void count_shares(const spt_config *config, const spt_params *params, const spt_shard_plan *plan,
+                         const spt_backend *backend, int ranks, job_memory *memory) {
+  for (int rank = 0; rank < ranks; rank++) {
+    size_t state, workspace, staging = 0;
+    spt_optimizer_measure(&config->optimizer, params, &plan->shares[rank], backend->act, &state, &workspace);
     const size_t own_runs = (size_t)plan->elements[rank] * sizeof(float);
-    memory->state = larger(memory->state, state);
-    memory->snapshot = larger(memory->snapshot, state + own_runs);
-    workspace = larger(workspace, own_workspace);
     // a reduce-scatter receives the own runs beside the buckets
-    if (cost->ranks > 1 && config->dist.reduction == SPT_REDUCTION_REDUCE_SCATTER)
-      memory->staging = larger(memory->staging, own_runs);
+    if (ranks > 1 && config->dist.reduction == SPT_REDUCTION_REDUCE_SCATTER) staging = own_runs;
     // the tree keeps partial sums of whole slabs, and receives those of all ranks for its own runs
     if (config->dist.reduction == SPT_REDUCTION_TREE)
-      memory->staging = larger(
-          memory->staging, spt_tree_reduction_bytes(plan, config->batch.sequences / config->batch.micro, rank));
+      staging = spt_tree_reduction_bytes(plan, config->batch.sequences / config->batch.micro, rank);
+    memory->state = larger(memory->state, state);
+    memory->workspace = larger(memory->workspace, workspace);
+    memory->snapshot = larger(memory->snapshot, state + own_runs);
+    memory->staging = larger(memory->staging, staging);
   }
-  memory->parameters = memory->gradients = (size_t)plan->layout.elements * sizeof(float);
-  memory->compute_weights = model->compute_weights;
-  memory->activations = model->activations;
-  memory->workspace = model->workspace + workspace;
+}
+
+void job_memory_count_fixed(const spt_config *config, const spt_params *params, const spt_shard_plan *plan,
+                            const spt_backend *backend, int ranks, job_memory *memory_p) {
+  *memory_p = (job_memory){0};
+  count_shares(config, params, plan, backend, ranks, memory_p);
+  memory_p->parameters = memory_p->gradients = (size_t)plan->layout.elements * sizeof(float);
+  memory_p->own = spt_backend_own_bytes(backend, &config->model, &config->optimizer);
+}
+
+spt_status job_memory_add_model(spt_backend *backend, const spt_model_config *model, int64_t micro, job_memory *memory) {
+  spt_model_memory bytes;
+  SPT_TRY(spt_model_measure(backend, model, micro, true, &bytes));
+  memory->compute_weights = bytes.compute_weights;
+  memory->activations = bytes.activations;
+  memory->workspace += bytes.workspace;
   memory->total = memory->parameters + memory->gradients + memory->state + memory->compute_weights +
-                  memory->activations + memory->workspace + memory->snapshot + memory->staging;
+                  memory->activations + memory->workspace + memory->own + memory->staging;
+  if (backend->host_memory) memory->total += memory->snapshot;
+  return SPT_OK;
 }
 
 /* Parameters and optimizer state, in fp32: momentum and the left singular vector of a factor, else two moments. */
@@ -62,16 +73,15 @@ static int64_t count_checkpoint(const spt_config *config, const spt_params *para
 }
 
 static spt_status count(spt_config *config, bool choose_micro, job_cost *cost) {
-  spt_model_memory model;
-  SPT_TRY(spt_backend_open(config->device.backend, config->device.precision, (int)config->device.threads, 1,
-                           &cost->backend));
+  SPT_TRY(spt_backend_open_measure(config->device.backend, config->device.precision, (int)config->device.threads, 1,
+                                   &cost->backend));
   if (choose_micro) config->batch.micro = spt_config_choose_micro(config, cost->ranks, cost->backend->threads);
   SPT_TRY(spt_params_open(&config->model, &cost->params));
   SPT_TRY(job_plan_open(config, cost->params, cost->ranks, &cost->plan));
-  SPT_TRY(spt_model_measure(cost->backend, &config->model, config->batch.micro, true, &model));
+  job_memory_count_fixed(config, cost->params, cost->plan, cost->backend, cost->ranks, &cost->memory);
+  SPT_TRY(job_memory_add_model(cost->backend, &config->model, config->batch.micro, &cost->memory));
   spt_flops_count(&config->model, &config->optimizer, cost->params, &cost->flops);
   job_count_traffic(config, cost->plan, cost->traffic);
-  count_memory(config, &model, cost);
   cost->checkpoint_bytes = count_checkpoint(config, cost->params);
   return SPT_OK;
 }

@@ -12,9 +12,14 @@
 typedef struct job_memory {
   size_t parameters, gradients, state, compute_weights, activations, workspace, snapshot;
   size_t staging; /* of a reduce-scatter, or the tree's sums; 0 without */
-  size_t total;
+  size_t own;     /* of the backend itself, on a GPU */
+  size_t total;   /* on a GPU without the snapshot, which is in the host's memory */
 } job_memory;
 
+/* All but what grows with the micro-batch; then that is added. */
+void job_memory_count_fixed(const spt_config *config, const spt_params *params, const spt_shard_plan *plan, const spt_backend *backend, int ranks,
+                            job_memory *memory_p);
+spt_status job_memory_add_model(spt_backend *backend, const spt_model_config *model, int64_t micro, job_memory *memory);
 /* The plan that a job wants on `ranks` ranks. The caller closes it. */
 spt_status job_plan_open(const spt_config *config, const spt_params *params, int ranks, spt_shard_plan **plan_p);
 /* Traffic of one step as rank 0 counts it: traffic_p[SPT_COLLECTIVE_KINDS]. */

@@ -411,7 +411,8 @@ static spt_status run_alone(trainer *t) {
   SPT_TRY(spt_job_load(t->options.job, t->options.sets, t->options.set_count, &t->config));
   const char *rank = launcher_value(rank_names), *size = launcher_value(size_names);
   if (rank && atoi(rank) != 0) return SPT_OK; // printed once, for the launcher's number of ranks
-  return trainer_dry_run(&t->config, t->options.ranks ? t->options.ranks : size ? atoi(size) : 1);
+  const int ranks = t->options.ranks ? t->options.ranks : size ? atoi(size) : 1;
+  return t->options.presets ? trainer_print_presets(&t->config, ranks) : trainer_dry_run(&t->config, ranks);
 }
 
 int main(int argc, char **argv) {

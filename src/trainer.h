@@ -26,7 +26,7 @@ typedef struct trainer_options {
   bool resume;
   const char *resume_path; /* NULL: the newest intact checkpoint of the output folder */
   const char *init_from;
-  bool dry_run, profile, help, version;
+  bool dry_run, presets, profile, help, version;
   int ranks; /* of the dry run; 0: not given */
 } trainer_options;
 
@@ -148,6 +148,13 @@ void trainer_print_help(void);
 
 /* trainer_dry_run.c: parameters, FLOPs per step, memory per rank by kind, traffic, without training. Local. */
 spt_status trainer_dry_run(const spt_config *config, int ranks);
+
+/* trainer_presets.c */
+/* A GPU "of 80 GB" has 80 to 85.5·10^9 bytes; the driver's context with our kernels takes about 0.5 of them, NCCL's buffers up to 1. */
+#define TRAINER_GPU_BYTES ((size_t)80000000000)
+#define TRAINER_GPU_RESERVED ((size_t)2 << 30)
+/* A table of memory for all presets with the job's other keys, and the largest micro-batch that fits a GPU of 80 GB. Local. */
+spt_status trainer_print_presets(const spt_config *job, int ranks);
 
 /* trainer_open.c: everything a run needs, in order; on failure what was opened stays for trainer_close. Collective. */
 spt_status trainer_open(trainer *t);

@@ -40,20 +40,20 @@ static void print_flops(const spt_config *config, const spt_flops *flops) {
          (long long)config->schedule.steps);
 }
 
-/* The largest share over the ranks, which is what a node must have. */
-static void print_memory(const spt_config *config, const job_memory *memory, int ranks) {
-  printf("memory per rank     %11.1f MiB  (the largest of %d rank%s, micro-batch %lld)\n", mib(memory->total), ranks,
-         ranks == 1 ? "" : "s", (long long)config->batch.micro);
-  printf("  parameters        %11.1f MiB\n  gradients         %11.1f MiB\n", mib(memory->parameters),
-         mib(memory->gradients));
-  printf("  optimizer state   %11.1f MiB\n  compute weights   %11.1f MiB\n", mib(memory->state),
-         mib(memory->compute_weights));
-  printf("  activations       %11.1f MiB\n  workspace         %11.1f MiB\n", mib(memory->activations),
-         mib(memory->workspace));
-  printf("  snapshot of a save%11.1f MiB\n", mib(memory->snapshot));
+static void print_memory(const spt_config *config, const job_memory *memory, const spt_backend *backend, int ranks) {
+  const bool device = !backend->host_memory;
+  printf("memory per %s     %s%11.1f MiB  (the largest of %d %s%s, micro-batch %lld%s)\n", device ? "GPU" : "rank", device ? " " : "",
+         mib(memory->total), ranks, device ? "GPU" : "rank", ranks == 1 ? "" : "s", (long long)config->batch.micro,
+         config->model.recompute ? ", activations recomputed" : "");
+  printf("  parameters        %11.1f MiB\n  gradients         %11.1f MiB\n", mib(memory->parameters), mib(memory->gradients));
+  printf("  optimizer state   %11.1f MiB\n  compute weights   %11.1f MiB\n", mib(memory->state), mib(memory->compute_weights));
+  printf("  activations       %11.1f MiB\n  workspace         %11.1f MiB\n", mib(memory->activations), mib(memory->workspace));
+  if (memory->own) printf("  libraries, scratch%11.1f MiB\n", mib(memory->own));
+  if (!device) printf("  snapshot of a save%11.1f MiB\n", mib(memory->snapshot));
   if (memory->staging)
     printf("  %-17s %11.1f MiB\n", config->dist.reduction == SPT_REDUCTION_TREE ? "tree's sums" : "reduce-scatter",
            mib(memory->staging));
+  if (device) printf("memory of the host  %11.1f MiB  (snapshot of a save, a rank)\n", mib(memory->snapshot));
 }
 
 /* Forward only, so a third of training on as many tokens; named where it is no longer small beside the training. The
@@ -103,7 +103,7 @@ spt_status trainer_dry_run(const spt_config *job, int ranks) {
   print_parameters(&config, cost.params);
   print_flops(&config, &cost.flops);
   print_validation(&config);
-  print_memory(&config, &cost.memory, ranks);
+  print_memory(&config, &cost.memory, cost.backend, ranks);
   print_distribution(&config, &cost);
   job_cost_close(&cost);
   return SPT_OK;

@@ -16,6 +16,8 @@ void trainer_print_help(void) {
        "                        there is nothing to resume\n"
        "  --set TABLE.KEY=VALUE override a key of the job file; may be repeated\n"
        "  --dry-run [--ranks N] print parameters, FLOPs per step and memory per rank, and stop\n"
+       "    --presets           instead, memory of every preset with the job's other keys, and the largest\n"
+       "                        micro-batch that a GPU of 80 GB takes; --backend cuda needs no GPU for either\n"
        "  --backend cpu|cuda    as --set device.backend=…\n"
        "  --threads N           OpenMP threads per rank, as --set device.threads=…\n"
        "  --profile             at the end, the share of step time by phase, and by op and pass, with FLOP/s and\n"
@@ -54,6 +56,7 @@ spt_status trainer_options_parse(int argc, char **argv, trainer_options *options
                                         {"init-from", required_argument, NULL, 'i'},
                                         {"set", required_argument, NULL, 's'},
                                         {"dry-run", no_argument, NULL, 'd'},
+                                        {"presets", no_argument, NULL, 'm'},
                                         {"ranks", required_argument, NULL, 'n'},
                                         {"backend", required_argument, NULL, 'b'},
                                         {"threads", required_argument, NULL, 't'},
@@ -76,6 +79,7 @@ spt_status trainer_options_parse(int argc, char **argv, trainer_options *options
     case 'i': options_p->init_from = optarg; break;
     case 's': SPT_TRY(add_set(options_p, optarg)); break;
     case 'd': options_p->dry_run = true; break;
+    case 'm': options_p->presets = true; break;
     case 'n': {
       const long ranks = strtol(optarg, &end, 10);
       if (*end || ranks < 1 || ranks > 65536)
@@ -98,6 +102,7 @@ spt_status trainer_options_parse(int argc, char **argv, trainer_options *options
   if (options_p->ranks && !options_p->dry_run)
     return SPT_FAIL(SPT_ERR_USAGE, "--ranks belongs to --dry-run; to train on %d ranks: mpirun -np %d",
                     options_p->ranks, options_p->ranks);
+  if (options_p->presets && !options_p->dry_run) return SPT_FAIL(SPT_ERR_USAGE, "--presets belongs to --dry-run");
   options_p->job = argv[optind];
   return SPT_OK;
 }

@@ -285,6 +285,12 @@ spt_status spt_backend_open(spt_backend_kind kind, spt_precision precision, int 
 /* Before spt_backend_open, which then uses it: the CUDA device number local_rank modulo the visible ones, where `kind` may be CUDA's. Does nothing
  * without a device. SPT_ERR_RESOURCE: the device cannot be chosen. */
 spt_status spt_backend_choose_device(spt_backend_kind kind, int local_rank);
+/* The same, but CUDA where there is no device (in a build that has it) is opened too, to measure memory: its *_bytes tell what the backend would
+ * take, all else fails with SPT_ERR_RESOURCE. For dry runs. */
+spt_status spt_backend_open_measure(spt_backend_kind kind, spt_precision precision, int threads, int local_ranks, spt_backend **backend_p);
+/* Bytes of device memory that the backend holds in training this model beside what it is asked for (libraries' workspaces, tables, scratch); 0 on
+ * the CPU, where it is small. */
+size_t spt_backend_own_bytes(const spt_backend *backend, const spt_model_config *model, const spt_optimizer_config *optimizer);
 /* Measures the rate of a large matrix product in `act` into peak_flops (0.1 to 0.5 s) and, while profiling, that of moving memory into
  * peak_bytes (as long again; takes 32 MiB a thread meanwhile, 64 MiB at least: more than a core's share of a cache). */
 spt_status spt_backend_measure_peak(spt_backend *backend);

@@ -119,6 +119,14 @@ void note_alignment(const product &p, const void *a, const void *b, const void *
   if (all % 16 != 0) counted.unaligned_products++; // right, but slow on a GPU
 }
 
+/* True: noted, and done with. */
+bool note_call(const product &p, int batch) {
+  if (!counting_only) return false;
+  counted.products++;
+  noted.push_back({"", p.n, p.m, p.k, batch, (int)size_of(p.a.type), (int)size_of(p.c.type), p.beta != 0.0f}); // as the product's rows see it
+  return true;
+}
+
 /* In the stream's turn. */
 void run_product(const product &p, const void *a, const void *b, void *c) {
   p.a.check(a);
@@ -191,6 +199,7 @@ cublasStatus_t cublasGemmEx(cublasHandle_t h, cublasOperation_t op_a, cublasOper
   (void)algorithm;
   handle *own = of(h, "cublasGemmEx");
   const product p = make_product("cublasGemmEx", own, op_a, op_b, m, n, k, alpha, a_type, lda, b_type, ldb, beta, c_type, ldc, compute);
+  if (note_call(p, 1)) return CUBLAS_STATUS_SUCCESS;
   p.a.check(a);
   p.b.check(b);
   p.c.check(c);
@@ -210,6 +219,7 @@ cublasStatus_t cublasGemmStridedBatchedEx(cublasHandle_t h, cublasOperation_t op
   const long long whole = (long long)(n - 1) * ldc + m;
   const bool apart = count == 1 || c_stride >= whole || (c_stride >= m && (count - 1) * c_stride + m <= ldc); // one after another, or side by side
   if (!apart) fault("%s: the results overlap: stride %lld, (%d, %d), ld %d", what, c_stride, m, n, ldc);
+  if (note_call(p, count)) return CUBLAS_STATUS_SUCCESS;
   for (int i = 0; i < count; i++) {
     p.a.check(entry(a, a_stride, i, a_type));
     p.b.check(entry(b, b_stride, i, b_type));
@@ -231,6 +241,7 @@ cublasStatus_t cublasGemmBatchedEx(cublasHandle_t h, cublasOperation_t op_a, cub
   handle *own = of(h, what);
   const product p = make_product(what, own, op_a, op_b, m, n, k, alpha, a_type, lda, b_type, ldb, beta, c_type, ldc, compute);
   if (count < 1) fault("%s: %d products", what, count);
+  if (note_call(p, count)) return CUBLAS_STATUS_SUCCESS;
   const size_t bytes = (size_t)count * sizeof(void *);
   check_device(a, bytes, "cublasGemmBatchedEx: the list of A");
   check_device(b, bytes, "cublasGemmBatchedEx: the list of B");

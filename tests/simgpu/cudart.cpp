@@ -37,9 +37,16 @@ void check_copy(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, b
     fault("cudaMemcpyAsync with pageable host memory: it would wait; allocate it by cudaHostAlloc");
 }
 
-void copy(void *to, const void *from, size_t bytes) {
+void count_copy(const void *to, const void *from, size_t bytes) {
+  const bool inside = is_device(to) && is_device(from);
   counted.copies++;
   counted.copied_bytes += (int64_t)bytes;
+  counted.host_copies += !inside;
+  counted.host_copied_bytes += inside ? 0 : (int64_t)bytes;
+}
+
+void copy(void *to, const void *from, size_t bytes) {
+  count_copy(to, from, bytes);
   memcpy(to, from, bytes);
 }
 
@@ -57,6 +64,10 @@ void launch_kernel(const char *name, const void *function, dim3 grid, dim3 block
     fault("%s: %zu bytes of dynamic shared memory, %zu are allowed: cudaFuncSetAttribute raises it", name, shared, allowed);
   const launch l = {name, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared, std::move(body)};
   check_launch(l);
+  if (counting_only) {
+    counted.launches++;
+    noted.push_back({name, 0, 0, 0, 0, 0, 0, false});
+  }
   stream_push(of(s, name), name, [l] { run(l); });
 }
 } // namespace simgpu
@@ -113,6 +124,7 @@ cudaError_t cudaMemcpy(void *to, const void *from, size_t bytes, cudaMemcpyKind 
 cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind kind, cudaStream_t s) {
   check_copy(to, from, bytes, kind, true);
   stream *on = of(s, "cudaMemcpyAsync");
+  if (counting_only && bytes) count_copy(to, from, bytes);
   if (bytes) stream_push(on, "copy", [=] { copy(to, from, bytes); });
   return cudaSuccess;
 }

@@ -10,6 +10,8 @@
 namespace simgpu {
 
 counters counted;
+bool counting_only = false;
+std::vector<noted_launch> noted;
 
 static uint64_t seed() {
   static const uint64_t value = [] {

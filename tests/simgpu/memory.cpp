@@ -71,7 +71,7 @@ std::map<unsigned char *, size_t>::iterator find(const void *pointer) {
 
 /* Of all from the first live allocation on; what lies before has been freed and keeps its rights, none. */
 void protect(int rights) {
-  if (memory.allocations.empty()) return;
+  if (memory.allocations.empty() || counting_only) return;
   unsigned char *first = memory.allocations.begin()->first;
   if (mprotect(first, (size_t)(memory.base + memory.used - first), rights) != 0) fault("mprotect: %s", strerror(errno));
 }
@@ -95,6 +95,13 @@ void *device_allocate(size_t bytes) {
   if (memory.live + bytes > limit()) return nullptr;
   const size_t taken = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT + ZONE; // addresses are never used again
   const size_t whole = (memory.used + taken + 4095) / 4096 * 4096 - memory.used;
+  if (counting_only) { // no page is touched
+    unsigned char *at = memory.base + memory.used;
+    memory.used += whole;
+    memory.allocations[at] = bytes;
+    memory.live += bytes;
+    return at;
+  }
   if (memory.used + whole > RANGE) fault("the simulated device has run out of addresses");
   unsigned char *at = memory.base + memory.used;
   memory.used += whole;
@@ -111,8 +118,13 @@ void *device_allocate(size_t bytes) {
 void device_free(void *pointer) {
   auto it = memory.allocations.find(static_cast<unsigned char *>(pointer));
   if (it == memory.allocations.end()) fault("cudaFree(%p): no such allocation", pointer);
-  ASAN_POISON_MEMORY_REGION(it->first, it->second);
   memory.live -= it->second;
+  if (counting_only) {
+    memory.allocations.erase(it);
+    if (memory.allocations.empty()) memory.used = 0;
+    return;
+  }
+  ASAN_POISON_MEMORY_REGION(it->first, it->second);
   const size_t pages = (it->second + 4095) / 4096 * 4096;
   if (pages && (madvise(it->first, pages, MADV_DONTNEED) != 0 || mprotect(it->first, pages, PROT_NONE) != 0))
     fault("madvise or mprotect: %s", strerror(errno));
@@ -131,6 +143,7 @@ void check_device(const void *pointer, size_t bytes, const char *what) {
   if (it == memory.allocations.end()) fault("%s: %p lies in no allocation", what, pointer);
   if (at + bytes > it->first + it->second)
     fault("%s: %zu bytes at offset %zu of an allocation of %zu", what, bytes, (size_t)(at - it->first), it->second);
+  if (counting_only) return;
   const void *bad = __asan_region_is_poisoned(const_cast<unsigned char *>(at), bytes);
   if (bad)
     fault("%s: touches a red zone at offset %zu of an allocation of %zu", what,

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 namespace simgpu {
 
@@ -86,11 +87,22 @@ void advance();
 struct counters {
   int64_t launches, synchronizations, copies, copied_bytes, event_waits;
   int64_t collectives, collective_bytes; /* of NCCL: operations, and what one rank gave or got */
+  int64_t host_copies, host_copied_bytes; /* of them between host and device */
   int64_t products, unaligned_products; /* of cuBLAS; those with an operand or a leading dimension off 16 bytes are slow on a GPU */
 };
 extern counters counted;
 void report_at_exit();
 int64_t launches_of(const char *kernel);
+
+/* Counting only: what is launched, multiplied and copied is noted, not executed; device memory is addresses alone, so that models of any size fit.
+ * Set before the first allocation. */
+extern bool counting_only;
+struct noted_launch {
+  std::string kernel; /* empty: a product, C (m, n) with operands of `size` bytes and C of c_size, added to where `adds` */
+  int m, n, k, batch, size, c_size;
+  bool adds;
+};
+extern std::vector<noted_launch> noted;
 
 } // namespace simgpu
 

@@ -111,6 +111,7 @@ void stream_destroy(stream *s) {
   delete s;
 }
 void stream_push(stream *s, std::string what, std::function<void()> work) {
+  if (counting_only) return;
   item i;
   i.what = std::move(what);
   i.work = std::move(work);

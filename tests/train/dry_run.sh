@@ -48,9 +48,23 @@ done
 "$trainer" --help | grep -q 'Exit codes' || fail "--help"
 "$trainer" --version | grep -q '^spectron-dist [0-9]' || fail "--version"
 
+note "the CUDA backend's memory needs no GPU"
+if "$trainer" --dry-run --backend cuda --ranks 8 job.toml >log 2>err; then
+    for line in 'memory per GPU' 'libraries, scratch' 'memory of the host'; do grep -q "^ *$line" log || { cat log; fail "cuda: no '$line'"; }; done
+    "$trainer" --dry-run --presets --backend cuda --ranks 8 job.toml >log || fail "--presets"
+    # kept, a micro-batch fits and is smaller than with recomputation; larger models take smaller ones
+    awk -F'|' '/^\| [0-9]/ { n++; if ($7 < 1 || $10 <= $7 || (n > 1 && $7 > last)) bad = 1; last = $7 } END { exit bad || n != 12 }' log || { cat log; fail "the presets' table"; }
+    built=yes
+else
+    built=no
+    [ "$(wc -l <err)" = 1 ] && grep -q 'no CUDA backend' err || { cat err; fail "cuda in a build without it"; }
+fi
+expect 2 'belongs to --dry-run' "$trainer" --presets job.toml
+
 note "a terminal gets one live line, a log plain lines"
 make_data
 make_job job.toml run
+[ $built = no ] || [ -e /dev/nvidiactl ] || expect 5 'no CUDA device' "$trainer" --backend cuda job.toml
 "$trainer" --threads 1 job.toml >plain.log 2>&1 || { cat plain.log; fail plain; }
 if grep -q "$(printf '\r')" plain.log; then fail "carriage returns in a log"; fi
 grep -q 'step 20/20  loss .* lr .* tokens/s .* of peak .* left' plain.log || { cat plain.log; fail "the last step's line"; }
