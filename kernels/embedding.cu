@@ -44,7 +44,8 @@ static __device__ bool seen_before(const int32_t *ids, int64_t token, int32_t id
   return false;
 }
 
-/* Writes the tokens of [base, base + IDS) with this id to list, in their order; returns how many. */
+/* Writes the tokens of [base, base + IDS) with this id to list, in their order; returns how many. Its first barrier ends all reading of the list
+ * before. */
 static __device__ int list_matches(const int32_t *ids, int64_t base, int64_t begin, int64_t tokens, int32_t id, int *list, unsigned *by_warp) {
   const unsigned lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const unsigned found = matches(ids, base + 4 * threadIdx.x, begin, tokens, id);
@@ -102,7 +103,6 @@ static __global__ void __launch_bounds__(THREADS) embed_backward_kernel(int64_t 
           if (k < left) sum[k] += from[k];
       }
     }
-    __syncthreads(); // the list is written again
   }
   if (whole) {
     *reinterpret_cast<float4 *>(row) = make_float4(sum[0], sum[1], sum[2], sum[3]);

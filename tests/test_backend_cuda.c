@@ -52,11 +52,11 @@ static void test_copies(void **state) {
   void *memory = take(backend, bytes);
   OPS_OK(backend->ops->download(backend, back, memory, bytes));
   for (size_t i = 0; i < bytes; i++) assert_int_equal(back[i], 0); // zeroed
-  for (size_t i = 0; i < bytes; i++) host[i] = (unsigned char)(i * 2654435761u >> 13);
+  for (size_t i = 0; i < bytes; i++) host[i] = (unsigned char)(i * 2654435761u >> 24);
   OPS_OK(backend->ops->upload(backend, memory, host, bytes));
   memset(host, 0, bytes);
   OPS_OK(backend->ops->download(backend, back, memory, bytes));
-  for (size_t i = 0; i < bytes; i++) assert_int_equal(back[i], (unsigned char)(i * 2654435761u >> 13));
+  for (size_t i = 0; i < bytes; i++) assert_int_equal(back[i], (unsigned char)(i * 2654435761u >> 24));
   for (int i = 0; i < 3 * SPT_CUDA_SLOTS; i++) { // each overtakes none
     OPS_OK(backend->ops->upload(backend, memory, &i, sizeof i));
     int found = -1;
@@ -66,7 +66,7 @@ static void test_copies(void **state) {
   OPS_OK(backend->ops->zero(backend, (unsigned char *)memory + 7, 9));
   OPS_OK(backend->ops->download(backend, back, memory, 32));
   for (int i = 7; i < 16; i++) assert_int_equal(back[i], 0);
-  assert_true(back[16] == (unsigned char)(16 * 2654435761u >> 13));
+  assert_true(back[16] == (unsigned char)(16 * 2654435761u >> 24));
   OPS_OK(backend->ops->download(backend, back, memory, 0));
   backend->ops->free(backend, memory, bytes);
   void *none = NULL;

@@ -77,8 +77,10 @@ static void test_head(void **state) {
   }
 }
 
+static int64_t more_tokens;
+
 static void embedding_body(ops_fixture *f) {
-  const int64_t N = ops_draw(f, 1, 300), hidden = ops_draw(f, 1, 200), vocab = ops_draw(f, 1, 40); // many repeated ids
+  const int64_t N = more_tokens + ops_draw(f, 1, 300), hidden = ops_draw(f, 1, 200), vocab = ops_draw(f, 1, 40); // many repeated ids
   const int32_t *ids = draw_ids(f, N, vocab), *device_ids = ops_put_ids(f, ids, N);
   double *table = ops_random(f, vocab * hidden, 1.0), *dx = ops_random(f, N * hidden, 1.0),
          *dtable = ops_random(f, vocab * hidden, 1.0);
@@ -99,7 +101,10 @@ static void embedding_body(ops_fixture *f) {
 
 static void test_embedding(void **state) {
   (void)state;
+  more_tokens = 0;
   ops_run("embedding", embedding_body, 5);
+  more_tokens = 900; // ids of several blocks
+  ops_run("embedding of many tokens", embedding_body, 1);
 }
 
 int main(void) {

@@ -188,13 +188,17 @@ bool release_barrier(size_t n) {
   return true;
 }
 
-/* Runs all able threads once, in a random order. False when there was none. */
-bool turn(size_t n) {
+/* Runs all able threads once, in a random order; skewed: those of one warp alone, so that others fall far behind. False when there was none. */
+bool turn(size_t n, bool skewed) {
   static std::vector<unsigned> order;
   order.clear();
   for (unsigned i = 0; i < n; i++)
     if (threads[i].now == state::able) order.push_back(i);
   if (order.empty()) return false;
+  if (skewed) {
+    const unsigned warp = order[random_below(order.size())] / 32;
+    order.erase(std::remove_if(order.begin(), order.end(), [=](unsigned i) { return i / 32 != warp; }), order.end());
+  }
   for (size_t i = order.size(); i > 1; i--) std::swap(order[i - 1], order[random_below(i)]);
   for (unsigned i : order) resume(threads[i]);
   return true;
@@ -206,8 +210,9 @@ void run_block(extent at) {
   make_threads();
   forget_shared();
   dynamic_base = running->dynamic_shared ? carve(running->dynamic_shared) : nullptr;
+  const bool skewed = random_below(2) == 0;
   for (;;) {
-    if (turn(n)) continue;
+    if (turn(n, skewed)) continue;
     if (std::all_of(threads.begin(), threads.begin() + (long)n, [](const thread &t) { return t.now == state::done; })) break;
     if (!release_barrier(n)) stuck(n);
   }

@@ -38,6 +38,15 @@ bool ready(const stream *s) {
   return head.work || head.polled || head.completes || head.subject->completed >= head.record;
 }
 
+/* Deletes a destroyed event that no queue names. */
+void forget_event(event *e) {
+  if (!e->destroyed) return;
+  for (const stream *s : streams)
+    for (const item &i : s->queue)
+      if (i.subject == e) return;
+  delete e;
+}
+
 /* What is polled stays where it is until it is done. */
 void step(stream *s) {
   if (s->queue.front().polled && !s->queue.front().polled()) {
@@ -51,6 +60,7 @@ void step(stream *s) {
   } else if (head.completes) {
     head.subject->completed = std::max(head.subject->completed, head.record);
   }
+  if (head.subject) forget_event(head.subject);
   if (s->destroyed && s->queue.empty()) {
     streams.erase(std::find(streams.begin(), streams.end(), s));
     delete s;
@@ -128,8 +138,9 @@ void stream_push_polled(stream *s, std::string what, std::function<bool()> work)
 event *event_create() {
   return new event;
 }
-void event_destroy(event *e) { // waits and records may still stand in queues: kept
+void event_destroy(event *e) { // waits and records may still stand in queues: then it goes with the last of them
   e->destroyed = true;
+  forget_event(e);
 }
 void event_record(event *e, stream *s) {
   item i;

@@ -135,4 +135,9 @@ for file in bad/train-*.h5; do
     done
 done
 expect 3 'bad/train' gpu 2 --backend cuda --set run.output=damaged --set 'data.train="bad/train-*.h5"' job.toml
+note "a signal saves and stops; the run goes on from there, as if nothing had been"
+sh "$mpi_run" 2 "$simulated" --threads 1 --set run.output=stopped --set checkpoint.every=100 --set batch.micro=1 --set model.recompute=true job.toml >log 2>&1 &
+stop_after stopped 1 USR1 $!
+gpu 2 --resume --set run.output=stopped --set checkpoint.every=100 --set batch.micro=1 --set model.recompute=true job.toml >log 2>&1 || { cat log; fail "resume"; }
+same_losses cpu stopped 1e-5
 echo "all passed"
