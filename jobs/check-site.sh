@@ -22,7 +22,9 @@ BACKEND=${BACKEND:-auto}        # cuda: every rank must have a GPU of its own
 RANKS=${RANKS:-2}               # without Slurm
 # ---- end of settings ----
 
+[ -n "${BASH_VERSION:-}" ] || exec bash "$0" "$@" # called as `sh check-site.sh`
 fail_usage() { echo "check-site.sh: $*" >&2; exit 2; }
+case $RANKS in '' | *[!0-9]* | 0*) fail_usage "RANKS=$RANKS: wants a whole number from 1" ;; esac
 case ${1:-} in -h | --help) sed -n '2,11s/^# \{0,1\}//p' "$0"; exit 0 ;; esac
 [ $# -le 1 ] || fail_usage "wants at most one folder: that of [run] output"
 if [ -z "$SPECTRON" ]; then # a batch script is a copy elsewhere
@@ -124,11 +126,17 @@ check() {
 
 report=check-site-${SLURM_JOB_ID:-local}.txt
 [ ! -f /dev/stdout ] || report=/dev/null # a batch job's log is the report
+[ "$report" = /dev/null ] || rm -f "$report" # a link there is not followed
 : >"$work/findings"
 {
     echo "spectron check-site, $(date '+%F %T'): ${SLURM_JOB_NODELIST:-$(hostname)}, folder $folder"
     check
+    touch "$work/finished"
     fails=$(grep -c '^FAIL' "$work/findings" || :) warns=$(grep -c '^WARN' "$work/findings" || :)
     echo "$fails FAIL, $warns WARN"
 } | tee "$report"
+if [ ! -f "$work/finished" ]; then
+    echo "check-site.sh: did not come to its end; nothing is said of this site" >&2
+    exit 5
+fi
 if grep -q '^FAIL' "$work/findings"; then exit 5; fi

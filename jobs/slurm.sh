@@ -42,6 +42,8 @@ spectron_run() {
     fi
     spectron_job=$1
     shift
+    spectron_early=no
+    trap 'spectron_early=yes' USR1 # before the launcher is there
     spectron_command=$(spectron_launcher) || exit 2
     spectron_say "start $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST, $SLURM_NTASKS ranks by ${spectron_command%% *}"
 
@@ -52,6 +54,10 @@ spectron_run() {
     $spectron_command "$TRAINER" --resume --backend "$BACKEND" --threads "${SLURM_CPUS_PER_TASK:-1}" "$@" "$spectron_job" &
     spectron_pid=$!
     trap 'spectron_signalled=yes; kill -USR1 $spectron_pid 2>/dev/null' USR1
+    if [ $spectron_early = yes ]; then # once the ranks can hear it
+        sleep 10
+        kill -USR1 $spectron_pid 2>/dev/null
+    fi
     spectron_status=0
     while :; do
         spectron_signalled=no spectron_now=0
@@ -64,7 +70,10 @@ spectron_run() {
     case $spectron_status in
     0) spectron_say "done" ;;
     75)
-        if scontrol requeue "$SLURM_JOB_ID"; then
+        # of an array this task alone: one task's job number is that of the whole array
+        spectron_task=$SLURM_JOB_ID
+        [ -z "${SLURM_ARRAY_JOB_ID:-}" ] || spectron_task=${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID
+        if scontrol requeue "$spectron_task"; then
             spectron_say "stopped after saving everything, back in the queue"
             sleep 60 # until Slurm ends this start
         else

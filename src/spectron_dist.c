@@ -72,6 +72,11 @@ static void shorten_openmp_spin(char **argv) {
   if (setenv("GOMP_SPINCOUNT", "2000", 1) == 0) execv("/proc/self/exe", argv); // without it, only slower
 }
 
+/* A USR1 before the handlers stand must not kill: it is ignored, which outlives exec; whoever wants a stop sends it again. */
+static void ignore_early_stop(void) {
+  signal(SIGUSR1, SIG_IGN);
+}
+
 /* USR1 asks for a save and exit 75 everywhere. TERM and INT do so only where no launcher is above: a launcher that
  * sends TERM kills soon after. */
 static void install_signal_handlers(void) {
@@ -416,6 +421,7 @@ static spt_status run_alone(trainer *t) {
 }
 
 int main(int argc, char **argv) {
+  ignore_early_stop(); // also across the exec that may follow
   shorten_openmp_spin(argv);
   spt_status status = trainer_options_parse(argc, argv, &the_trainer.options);
   install_signal_handlers(); // before MPI_Init

@@ -238,7 +238,9 @@ spt_status spt_tree_reduction_start(spt_tree_reduction *tree, int bucket, spt_re
                                     partial_at(tree, tree->stack.depth - 1 - j) + range->begin, gradients, gradients));
   float *received = (float *)spt_slab_at(&tree->slab, tree->received) + tree->received_at[bucket];
   for (int e = 0; e < tree->exchanges; e++) {
-    const float *sum = e == stack.depth - 1 ? gradients : e < stack.depth ? partial_at(tree, e) + range->begin : NULL;
+    // a rank whose step has failed kept fewer sums than it sends: any values do, all ranks are about to leave
+    const bool sends = tree->senders[e * size + tree->comm->rank];
+    const float *sum = !sends ? NULL : e < stack.depth - 1 ? partial_at(tree, e) + range->begin : gradients;
     SPT_TRY(ops->exchange_start(tree->comm, sum, range->cuts, tree->senders + e * size, received, &requests_p[e]));
     for (int p = 0; p < size; p++) received += tree->senders[e * size + p] ? own_run(range, tree->comm->rank) : 0;
   }

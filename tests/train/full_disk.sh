@@ -37,7 +37,7 @@ wait_line() {
     done
 }
 leaves() {
-    kill -USR1 $launcher
+    kill -USR1 $launcher || { tail -n 30 log; fail "the run has ended before its USR1"; }
     status=0; wait $launcher || status=$?
     [ $status = "$1" ] || { tail -n 20 log; fail "USR1 gave exit $status instead of $1"; }
     launcher=

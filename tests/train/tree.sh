@@ -53,3 +53,11 @@ same_losses run-p2 run-reduce 2e-5
 note "ranks that do not divide the micro-batches"
 expect 2 'reduction = "tree": 4 ranks do not divide the 3 micro-batches of 64 sequences.*start 3 ranks' mpi 4 --set run.output=run-bad --set batch.micro=0 job.toml
 expect 2 'micro = 7: must divide' mpi 3 --set run.output=run-bad --set batch.micro=7 job.toml
+
+note "a damaged shard ends it as in any reduction, also where a rank has several sums"
+cp -r data damaged
+size=$(wc -c <damaged/train-00000.h5)
+head -c 4096 /dev/urandom | dd of=damaged/train-00000.h5 bs=1 seek=$((size / 2)) conv=notrunc 2>/dev/null
+for p in 2 4; do
+    expect 3 'train-00000.h5' mpi $p --set run.output="run-damaged-$p" --set batch.sequences=1200 --set batch.micro=100 --set 'data.train="damaged/train-*.h5"' job.toml
+done
