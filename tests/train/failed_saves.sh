@@ -105,6 +105,7 @@ in_the_background() {
     SPT_FAULTS=$1
     export SPT_FAULTS
     shift
+    : >log
     sh "$mpi_run" 2 env LD_PRELOAD="$shim" "$trainer" --threads 1 --set schedule.steps=1000000 --set validation.every=0 "$@" job.toml >log 2>&1 &
     launcher=$!
     unset SPT_FAULTS

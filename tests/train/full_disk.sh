@@ -24,6 +24,7 @@ mount -t tmpfs -o size=$((file * 7 / 4 / 4096 * 4))k none disk # room for one ch
 
 # start RUN: two ranks in the background, a save every 10 steps, of which one is kept
 start() {
+    : >log # the one before must not be read for this one
     sh "$mpi_run" 2 "$trainer" --threads 1 --resume --set run.output="$1" --set checkpoint.keep=1 --set schedule.steps=1000000 --set validation.every=0 job.toml \
         >log 2>&1 &
     launcher=$!
