@@ -3,6 +3,7 @@
 #ifndef SPT_BACKEND_CPU_H
 #define SPT_BACKEND_CPU_H
 
+#include "carve.h"
 #include "core/op_cost.h"
 #include "simd_kernels.h"
 #include "vector_math.h"
@@ -63,15 +64,8 @@ spt_gemm_counts spt_cpu_gemm_counts(const spt_cpu *cpu);
 /* Misses of all threads' GEMM caches: constant once the shapes have been seen. For tests. */
 int64_t spt_cpu_gemm_misses(const spt_backend *backend);
 
-/* Carves workspace; with base NULL it only counts. */
-typedef struct spt_carve {
-  unsigned char *base;
-  size_t used;
-} spt_carve;
 static inline void *spt_carve_take(spt_carve *carve, int64_t count, size_t size) {
-  void *piece = carve->base ? carve->base + carve->used : NULL;
-  carve->used += ((size_t)count * size + 63) & ~(size_t)63;
-  return piece;
+  return spt_carve_aligned(carve, count, size, 64);
 }
 /* Makes the table cover `positions`. Allocates when shapes are new. */
 spt_status spt_rope_prepare(spt_cpu *cpu, double theta, int64_t head_dim, int64_t positions);

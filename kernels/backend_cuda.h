@@ -7,6 +7,7 @@
 
 #include <cuda_runtime_api.h>
 
+#include "carve.h"
 #include "core/op_cost.h"
 
 /* What cuBLAS takes on the largest GPUs; set by us, so that it never allocates and always chooses alike. The simulator's needs none. */
@@ -107,15 +108,8 @@ typedef struct spt_cuda_product {
 } spt_cuda_product;
 spt_status spt_cuda_gemm(spt_cuda *cuda, const spt_cuda_product *product);
 
-/* Carves workspace; with base NULL it only counts. */
-typedef struct spt_cuda_carve {
-  unsigned char *base;
-  size_t used;
-} spt_cuda_carve;
-static inline void *spt_cuda_take(spt_cuda_carve *carve, int64_t count, size_t size) {
-  void *piece = carve->base ? carve->base + carve->used : NULL;
-  carve->used += ((size_t)count * size + 255) & ~(size_t)255;
-  return piece;
+static inline void *spt_cuda_take(spt_carve *carve, int64_t count, size_t size) {
+  return spt_carve_aligned(carve, count, size, 256);
 }
 static inline void *spt_cuda_at(const void *data, int64_t index, spt_dtype dtype) {
   return (unsigned char *)(uintptr_t)data + index * (int64_t)spt_dtype_size(dtype);

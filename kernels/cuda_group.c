@@ -77,7 +77,7 @@ static spt_dtype dh_dtype(const spt_group_desc *desc, spt_dtype act) {
 static size_t carve(const spt_group_desc *desc, spt_dtype act, int64_t tokens, bool backward, void *memory, group_workspace *w) {
   const size_t size = spt_dtype_size(act);
   const spt_dtype dh = dh_dtype(desc, act);
-  spt_cuda_carve pieces = {memory, 0};
+  spt_carve pieces = {memory, 0};
   *w = (group_workspace){0};
   if (desc->prologue != SPT_PROLOGUE_NONE) w->h = spt_cuda_take(&pieces, tokens * desc->in_dim, size);
   if (!backward) return pieces.used;

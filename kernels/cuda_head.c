@@ -28,7 +28,7 @@ static int64_t block_rows(int64_t tokens, int64_t vocab) {
 
 static size_t carve(spt_dtype act, int64_t tokens, int64_t hidden, int64_t vocab, bool train, void *memory, head_workspace *w) {
   const int64_t rows = block_rows(tokens, vocab);
-  spt_cuda_carve pieces = {memory, 0};
+  spt_carve pieces = {memory, 0};
   *w = (head_workspace){0};
   w->h = spt_cuda_take(&pieces, tokens * hidden, spt_dtype_size(act));
   w->rstd = spt_cuda_take(&pieces, tokens, sizeof(float));

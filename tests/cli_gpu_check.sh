@@ -1,5 +1,6 @@
 #!/bin/sh
-# jobs/gpu-check.sh with a stub for everything that needs a GPU: nvidia-smi, the trainer, the tests' runner. What it decides is tested, not what a device does.
+# jobs/gpu-check.sh with a fake of everything that needs a GPU: nvidia-smi, the trainer, the tests' runner. Tested is what the script decides of what they say;
+# what a device does is the suite gpu's business (meson test --suite gpu), and needs one.
 set -eu
 source=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d "${TMPDIR:-/tmp}/spt-gpu-check-test.XXXXXX")
@@ -7,21 +8,21 @@ trap 'rm -rf "$work"' EXIT
 cd "$work"
 mkdir -p bin build/src none
 fail() { echo "FAIL: $*" >&2; [ ! -f report.md ] || cat report.md >&2; exit 1; }
-stub() { printf '#!/bin/sh\n%s\n' "$2" >"$1" && chmod +x "$1"; }
+fake() { printf '#!/bin/sh\n%s\n' "$2" >"$1" && chmod +x "$1"; }
 
-stub none/nvidia-smi 'exit 9'
-stub bin/nvidia-smi 'echo "${STUB_GPU:-NVIDIA H100 80GB HBM3}, 570.1, 81559 MiB"'
-stub bin/meson 'case "$*" in *--list*) [ -n "${STUB_NO_TESTS:-}" ] || echo "spectron-dist:gpu / test_ops" ;; *) exit ${STUB_CONFORMANCE:-0} ;; esac'
-stub bin/compute-sanitizer 'exit ${STUB_SANITIZER:-0}'
-stub build/src/spectron 'mkdir -p data; : >data/train-00000.h5'
-# losses fall by 0.1 a step; on cuda they are off by the share STUB_ERROR
+fake none/nvidia-smi 'exit 9'
+fake bin/nvidia-smi 'echo "${FAKE_GPU:-NVIDIA H100 80GB HBM3}, 570.1, 81559 MiB"'
+fake bin/meson 'case "$*" in *--list*) [ -n "${FAKE_NO_TESTS:-}" ] || echo "spectron-dist:gpu / test_ops" ;; *) echo "Skipped:            ${FAKE_SKIPPED:-0}"; exit ${FAKE_CONFORMANCE:-0} ;; esac'
+fake bin/compute-sanitizer 'exit ${FAKE_SANITIZER:-0}'
+fake build/src/spectron 'mkdir -p data; : >data/train-00000.h5'
+# losses fall by 0.1 a step; on cuda they are off by the share FAKE_ERROR
 cat >build/src/spectron-dist <<'END'
 #!/bin/sh
 out=run backend=cpu resume=no
 while [ $# -gt 0 ]; do
     case $1 in
-    --version) echo 'spectron-dist stub'; exit ;;
-    --dry-run) echo 'memory per GPU         6077.6 MiB  (stub)'; exit ;;
+    --version) echo 'spectron-dist, a fake'; exit ;;
+    --dry-run) echo 'memory per GPU         6077.6 MiB  (a fake)'; exit ;;
     --set) shift; case $1 in run.output=*) out=${1#*=} ;; esac ;;
     --backend) shift; backend=$1 ;;
     --resume) resume=yes ;;
@@ -32,13 +33,13 @@ case "$out $resume" in *-to-*yes) [ -f "$out/checkpoints/step-00000005.h5" ] && 
 mkdir -p "$out/checkpoints"
 : >"$out/checkpoints/step-00000005.h5"
 : >"$out/checkpoints/step-00000010.h5"
-seq 1 10 | awk -v backend="$backend" -v error="${STUB_ERROR:-0}" '{
+seq 1 10 | awk -v backend="$backend" -v error="${FAKE_ERROR:-0}" '{
     loss = (5 - 0.1 * $1) * (backend == "cuda" ? 1 + error : 1)
     printf "{\"step\": %d, \"loss\": %.9g, \"tokens_per_second\": %d, \"model_flops_per_second\": %.6g}\n", $1, loss, 1000 * $1, 494.5e12 }' >"$out/metrics.jsonl"
 END
 chmod +x build/src/spectron-dist
 
-# check CODE [VARIABLE=VALUE]...: a run with the stubs
+# check CODE [VARIABLE=VALUE]...: a run with the fakes
 check() {
     want=$1
     shift
@@ -64,18 +65,20 @@ has 'saved by cuda at step 5, finished on cpu: 10 losses'
 has 'compute-sanitizer memcheck'
 has 'nsys'
 has '0 failed'
-check 1 STUB_ERROR=0.005
+check 1 FAKE_ERROR=0.005
 has 'FAILED.*fp32, ten steps: 10 losses, largest relative difference 5.0e-03, allowed 1e-3'
 has 'passed: bf16 against fp32'
-check 1 STUB_ERROR=nan
+check 1 FAKE_ERROR=nan
 has 'FAILED.*bf16 against fp32'
-check 1 STUB_CONFORMANCE=1
+check 1 FAKE_CONFORMANCE=1
 has 'FAILED.*suite gpu'
-check 1 STUB_NO_TESTS=1
+check 1 FAKE_SKIPPED=4 # nvidia-smi lists a GPU, and CUDA finds none
+has 'FAILED.*find no device'
+check 1 FAKE_NO_TESTS=1
 has 'FAILED.*no tests of suite gpu'
-check 1 STUB_SANITIZER=9
+check 1 FAKE_SANITIZER=9
 has 'FAILED.*compute-sanitizer racecheck'
-check 0 STUB_GPU='NVIDIA Unheard-of'
+check 0 FAKE_GPU='NVIDIA Unheard-of'
 has 'as measured by the trainer'
 chmod -x build/src/spectron-dist
 check 1

@@ -14,6 +14,7 @@ mkdir -p "$reports"
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 passed=0 failed=0
 : >"$folder/summary"
+: >"$folder/skipped"
 
 # part NAME COMMAND...: its output into a file; counted
 part() {
@@ -46,6 +47,7 @@ suite() (
     meson test -C "$build" --no-rebuild --suite "$suite" --timeout-multiplier 10 --num-processes "$(nproc)" --print-errorlogs "$@"
     status=$?
     no_reports "$report" || status=1
+    sed -n 's/.*"name": "\([^"]*\)".*"result": "SKIP".*/could not run here: \1/p' "$build/meson-logs/testlog.json" >>"$folder/skipped"
     exit $status
 )
 
@@ -112,6 +114,6 @@ for what in "$@"; do
     *) sed -n 's/^# usage: /usage: /p' "$0" >&2; exit 2 ;;
     esac
 done
-echo "== $passed passed, $failed failed"
-cat "$folder/summary"
+echo "== $passed parts passed, $failed failed; $(wc -l <"$folder/skipped") tests of theirs could not run here"
+cat "$folder/summary" "$folder/skipped"
 [ $failed = 0 ]

@@ -1,5 +1,5 @@
-/* The backend that a conformance test's binary is linked with: ops_device_cpu.c, or ops_device_cuda.c and
- * simgpu/ops_device_simgpu.cpp. */
+/* The backend that a conformance test's binary is linked with: ops_device_cpu.c or ops_device_cuda.c, and what sees more of it:
+ * simgpu/ops_device_simgpu.cpp, or, on real hardware, ops_device_uncounted.c. */
 #ifndef SPT_OPS_DEVICE_H
 #define SPT_OPS_DEVICE_H
 
@@ -9,6 +9,8 @@ extern "C" {
 
 #include "core/backend.h"
 
+/* NULL, or in words why its device is not here: then nothing can be tested. */
+const char *ops_device_absent(void);
 spt_status ops_device_open(spt_precision precision, int threads, spt_backend **backend_p);
 /* Cases run with 1 … this many threads. */
 int ops_device_threads(void);

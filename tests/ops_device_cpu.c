@@ -2,6 +2,9 @@
 
 #include "backend_cpu.h"
 
+const char *ops_device_absent(void) {
+  return NULL;
+}
 spt_status ops_device_open(spt_precision precision, int threads, spt_backend **backend_p) {
   return spt_backend_open(SPT_BACKEND_CPU, precision, threads, 1, backend_p);
 }
@@ -25,17 +28,4 @@ int ops_device_attention_ways(void) {
 }
 void ops_device_attention_way(spt_backend *backend, int way) {
   ((spt_cpu *)backend)->attention_by_products = way; // the way that is taken where whole products reach AMX
-}
-void ops_device_forbid(void *memory, size_t bytes) {
-  (void)memory, (void)bytes;
-}
-void ops_device_allow(void *memory, size_t bytes) {
-  (void)memory, (void)bytes;
-}
-int64_t ops_device_launches(void) {
-  return -1;
-}
-int ops_device_unused(const char *const *kernels, size_t count) {
-  (void)kernels, (void)count;
-  return 0;
 }

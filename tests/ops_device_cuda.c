@@ -4,6 +4,10 @@
 #include "attention_cuda.h"
 #include "backend_cuda.h"
 
+const char *ops_device_absent(void) {
+  static char why[128];
+  return spt_cuda_present(why, sizeof why) ? NULL : why;
+}
 spt_status ops_device_open(spt_precision precision, int threads, spt_backend **backend_p) {
   return spt_cuda_open(precision, threads, 1, backend_p);
 }

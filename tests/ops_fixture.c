@@ -23,6 +23,12 @@ uint64_t ops_seed(void) {
   return seed;
 }
 
+bool ops_absent(void) {
+  const char *why = ops_device_absent();
+  if (why) printf("not run: %s\n", why);
+  return why != NULL;
+}
+
 int64_t ops_draw(ops_fixture *f, int64_t low, int64_t high) {
   return low + (int64_t)(spt_random_bits(f->seed, f->counter++, 0) % (uint64_t)(high - low + 1));
 }

@@ -60,9 +60,13 @@ void ops_check(const ops_fixture *f, const char *what, const double *got, const 
 
 /* Runs `body` `repetitions` times with different draws. */
 void ops_run(const char *name, void (*body)(ops_fixture *f), int repetitions);
+/* True, and says why, where the device is not here: the test program then ends with OPS_SKIPPED. */
+bool ops_absent(void);
+enum { OPS_SKIPPED = 77 };
 /* The status of a test program: failed tests, or kernels (as launched, ops_device.h) that it should have launched and did
  * not. */
 #define OPS_MAIN(tests, kernels)                                                                                        \
-  (cmocka_run_group_tests(tests, NULL, NULL) + ops_device_unused(kernels, sizeof(kernels) / sizeof *(kernels)))
+  (ops_absent() ? OPS_SKIPPED                                                                                           \
+                : cmocka_run_group_tests(tests, NULL, NULL) + ops_device_unused(kernels, sizeof(kernels) / sizeof *(kernels)))
 
 #endif

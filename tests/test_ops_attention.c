@@ -87,5 +87,7 @@ static void test_cases(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_cases), cmocka_unit_test(test_huge)};
-  return cmocka_run_group_tests(tests, NULL, NULL);
+  static const char *const kernels[] = {"(attention_forward_kernel<T, D>)", "(attention_delta_kernel<T>)", "(attention_dq_kernel<T, D>)",
+                                        "(attention_dkdv_kernel<T, D, OUTPUTS>)"};
+  return OPS_MAIN(tests, kernels);
 }

@@ -227,11 +227,30 @@ static void set_limits(spt_watchdog *w, const spt_watchdog_limits *limits) {
 }
 
 static void free_all(spt_watchdog *w) {
+  if (!w) return;
   free(w->reports);
   free(w->gone);
   free(w->outgoing);
   free(w->sends);
   free(w);
+}
+
+/* NULL without memory. */
+static spt_watchdog *new_watchdog(spt_comm *comm, spt_whereabouts *here, const spt_watchdog_limits *limits) {
+  spt_watchdog *w = calloc(1, sizeof *w);
+  if (!w) return NULL;
+  w->comm = comm;
+  w->here = here;
+  w->peers = comm->rank == 0 ? comm->size : 1;
+  const size_t peers = (size_t)w->peers;
+  w->reports = calloc(peers, sizeof *w->reports);
+  w->gone = calloc(peers, sizeof *w->gone);
+  w->outgoing = calloc(peers, sizeof *w->outgoing);
+  w->sends = malloc(peers * sizeof *w->sends);
+  set_limits(w, limits);
+  if (w->reports && w->gone && w->outgoing && w->sends) return w;
+  free_all(w);
+  return NULL;
 }
 
 /* A first message each way between rank 0 and every other, before there is a second thread: connections are made when
@@ -250,21 +269,9 @@ spt_status spt_watchdog_open(spt_comm *comm, spt_whereabouts *here, const spt_wa
                              spt_watchdog **watchdog_p) {
   *watchdog_p = NULL;
   if (comm->size == 1 || !comm->threaded || limits->timeout <= 0) return SPT_OK;
-  spt_watchdog *w = calloc(1, sizeof *w);
-  if (!w) return SPT_FAIL(SPT_ERR_RESOURCE, "watchdog: out of memory");
-  w->comm = comm;
-  w->here = here;
-  w->peers = comm->rank == 0 ? comm->size : 1;
-  const size_t peers = (size_t)w->peers;
-  w->reports = calloc(peers, sizeof *w->reports);
-  w->gone = calloc(peers, sizeof *w->gone);
-  w->outgoing = calloc(peers, sizeof *w->outgoing);
-  w->sends = malloc(peers * sizeof *w->sends);
-  set_limits(w, limits);
-  spt_status status = w->reports && w->gone && w->outgoing && w->sends
-                          ? SPT_OK
-                          : SPT_FAIL(SPT_ERR_RESOURCE, "watchdog: out of memory");
-  status = spt_comm_agree(comm, status, NULL);
+  spt_watchdog *w = new_watchdog(comm, here, limits);
+  const spt_status status =
+      spt_comm_agree(comm, w ? SPT_OK : SPT_FAIL(SPT_ERR_RESOURCE, "watchdog: out of memory"), NULL);
   if (status != SPT_OK) return free_all(w), status;
   for (int i = 0; i < w->peers; i++) w->sends[i] = MPI_REQUEST_NULL;
   if (MPI_Comm_dup(MPI_COMM_WORLD, &w->wire) != MPI_SUCCESS || greet(w) != MPI_SUCCESS ||

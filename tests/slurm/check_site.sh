@@ -6,10 +6,6 @@
 trap 'sandbox_down; rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM HUP
 
-# "Nodes" of one machine must not share memory: that is this test's affair, not the script's (lifecycle.sh).
-export OMPI_MCA_btl=self,tcp OMPI_MCA_pml=ob1 OMPI_MCA_btl_tcp_if_include=lo OMPI_MCA_mpi_yield_when_idle=1
-export OMPI_MCA_btl_tcp_port_min_v4=$((20000 + $$ % 20000)) OMPI_MCA_btl_tcp_port_range_v4=1000
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_WAIT_POLICY=passive
 program=$build/src/spectron-check-site
 export SPECTRON="$source" CHECK_SITE="$program"
 began=$(date +%s)

@@ -6,11 +6,6 @@
 trap 'sandbox_down; rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM HUP
 
-# "Nodes" of one machine must not share memory: that is this test's affair, not the templates'.
-export OMPI_MCA_btl=self,tcp OMPI_MCA_pml=ob1 OMPI_MCA_btl_tcp_if_include=lo OMPI_MCA_mpi_yield_when_idle=1
-# Ports apart from those of other MPI jobs here, which such a "node" could take for a rank of its own.
-export OMPI_MCA_btl_tcp_port_min_v4=$((20000 + $$ % 20000)) OMPI_MCA_btl_tcp_port_range_v4=1000
-export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_WAIT_POLICY=passive
 export SPECTRON="$source" TRAINER="$trainer" BACKEND=cpu
 began=$(date +%s)
 step() { echo "-- [$(($(date +%s) - began)) s] $*"; }
@@ -157,6 +152,21 @@ for i in 1 2; do
 done
 ends "${job}_3" FAILED 2 sweep-3
 grep -q 'line 3: wants run.output' sweep-3.log || { cat sweep-3.log; fail "a line without an output folder"; }
+
+step "USR1 to one task of an array: it alone is requeued, also the one whose job number is the whole array's"
+printf 'run.output=run-task-1\nrun.output=run-task-2\n' >variants
+sed "s/^steps = .*/steps = 3000/; s/^every = 10/every = 0/" job.toml >array.toml
+job=$(sbatch --parsable --array=1-2 --cpus-per-task=1 --output="$work/task-%a.log" "$source/jobs/sweep.sbatch" array.toml variants)
+runs task-1 60
+runs task-2 60
+one=1 other=2
+[ "$(field "${job}_2" JobId)" != "$job" ] || one=2 other=1
+is "${job}_$one" JobId "$job" || fail "no task has the array's own number"
+scancel --batch --signal=USR1 "${job}_$one"
+for i in 1 2; do ends "${job}_$i" COMPLETED 0 task-$i; done
+[ "$(grep -c ': start [0-9]* on ' task-$one.log)" = 2 ] || { cat task-$one.log; fail "the task was not requeued once"; }
+[ "$(grep -c ': start [0-9]* on ' task-$other.log)" = 1 ] || { cat task-$other.log; fail "another task was requeued with it"; }
+resumed_where_saved task-$one
 
 step "GPUs asked for, one a rank; a forgotten job file; no program"
 job=$(BACKEND=cpu submit gpus gpu-nodes.sbatch --nodes=2 --ntasks-per-node=2 --gpus-per-node=2 -- --set schedule.steps=20)

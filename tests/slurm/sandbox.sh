@@ -1,7 +1,7 @@
 # sandbox.sh: a private Slurm of several virtual nodes on this machine, without systemd: its own munge, ports, configuration
 # and state, all in one folder. Sourced by the tests here.
 #
-# sandbox_up FOLDER NODES CPUS GPUS   starts it, and waits until the nodes are idle; exports SLURM_CONF
+# sandbox_up FOLDER NODES CPUS GPUS   starts it, and waits until the nodes are idle; exports SLURM_CONF and what Open MPI needs there
 # sandbox_patient_srun                puts an srun before Slurm's that repeats a start of MPI ranks which crashes in MPI_Init
 # sandbox_down                        cancels all jobs, stops all daemons
 # sandbox_node_dies NODE              kills a node's daemon and everything that runs on it
@@ -79,6 +79,11 @@ sandbox_up() {
     sandbox_pids=$!
     sandbox_wait 5 "munge" test -S "$sandbox/munge.sock"
     export SLURM_CONF="$sandbox/slurm.conf"
+    # "Nodes" of one machine must not share memory: that is the sandbox's affair, not the templates'. Ports apart from those of other MPI jobs
+    # here, which such a "node" could take for a rank of its own.
+    export OMPI_MCA_btl=self,tcp OMPI_MCA_pml=ob1 OMPI_MCA_btl_tcp_if_include=lo OMPI_MCA_mpi_yield_when_idle=1
+    export OMPI_MCA_btl_tcp_port_min_v4=$((20000 + $$ % 20000)) OMPI_MCA_btl_tcp_port_range_v4=1000
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_WAIT_POLICY=passive
     export PMIX_MCA_gds=hash # no shared memory between the "nodes" here either: ranks were seen to crash in MPI_Init
     slurmctld -D -c >"$sandbox/log/slurmctld.out" 2>&1 &
     sandbox_pids="$! $sandbox_pids"

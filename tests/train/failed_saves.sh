@@ -110,20 +110,6 @@ in_the_background() {
     launcher=$!
     unset SPT_FAULTS
 }
-# wait_line PATTERN TIMES
-wait_line() {
-    n=0
-    while [ "$(grep -c "$1" log)" -lt "$2" ]; do
-        n=$((n + 1)); [ $n -lt 600 ] || { tail -n 20 log; fail "no '$1'"; }
-        sleep 0.1
-    done
-}
-leaves() {
-    kill -USR1 $launcher
-    status=0; wait $launcher || status=$?
-    [ $status = "$1" ] || { tail -n 20 log; fail "USR1 gave exit $status instead of $1"; }
-    launcher=
-}
 note "a stop: never 75 when the step is not saved"
 in_the_background 'rename:EACCES:checkpoints/step-' --set run.output=run-stopped
 wait_line 'is not saved' 2

@@ -29,20 +29,10 @@ start() {
         >log 2>&1 &
     launcher=$!
 }
-# wait_line PATTERN TIMES
-wait_line() {
-    n=0
-    while [ "$(grep -c "$1" log)" -lt "$2" ]; do
-        n=$((n + 1)); [ $n -lt 600 ] || { tail -n 20 log; fail "no '$1'"; }
-        sleep 0.1
-    done
-}
-leaves() {
-    kill -USR1 $launcher || { tail -n 30 log; fail "the run has ended before its USR1"; }
-    status=0; wait $launcher || status=$?
-    [ $status = "$1" ] || { tail -n 20 log; fail "USR1 gave exit $status instead of $1"; }
-    launcher=
-    [ -z "$(find disk run-ro -name '*.part')" ] || fail "left: $(find disk run-ro -name '*.part')"
+# stops CODE: leaves with it, and without a half-written file
+stops() {
+    leaves "$1"
+    [ -z "$(find disk run-ro -name '*.part' 2>/dev/null)" ] || fail "left: $(find disk run-ro -name '*.part')"
 }
 # whole RUN STEP: its newest checkpoint is intact and of this step, its records are complete
 whole() {
@@ -60,7 +50,7 @@ whole disk/run 10
 mount -o remount,size=$((file * 4 / 4096 * 4))k disk
 wait_line '^saved ' 3
 [ "$(find disk/run/checkpoints -name 'step-*.h5' | wc -l)" -le 2 ] || fail "keep = 1, but $(ls disk/run/checkpoints)"
-leaves 75
+stops 75
 whole disk/run "$(wc -l <disk/run/metrics.jsonl)"
 
 note "not a byte left: records wait in memory, a stop is no 75"
@@ -77,7 +67,7 @@ kept=$(ls disk/run/checkpoints/step-*.h5 | tail -n 1)
 dd if=/dev/zero of=disk/ballast bs=4096 2>/dev/null || true
 failures=$(grep -c 'is not saved' log)
 wait_line 'is not saved' $((failures + 1))
-leaves 5
+stops 5
 grep -q '^spectron-dist: the run ends at step [0-9]* and is not saved (.*no space left.*' log || { tail -n 5 log; fail "the last line"; }
 [ "$kept" = "$(ls disk/run/checkpoints/step-*.h5 | tail -n 1)" ] || note "one more was saved before the disk was full"
 "$spectron" inspect "$(ls disk/run/checkpoints/step-*.h5 | tail -n 1)" >/dev/null || fail "the newest checkpoint"
@@ -95,5 +85,5 @@ wait_line 'is not saved: .*Read-only file system' 2
 umount run-ro/checkpoints
 saves=$(grep -c '^saved ' log)
 wait_line '^saved ' $((saves + 2))
-leaves 75
+stops 75
 whole run-ro "$(wc -l <run-ro/metrics.jsonl)"

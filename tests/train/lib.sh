@@ -105,3 +105,20 @@ stop_after() {
     status=0; wait "$4" || status=$?
     [ $status = 75 ] || { cat log; fail "$3 gave exit $status instead of 75"; }
 }
+
+# wait_line PATTERN TIMES: until log has so many such lines
+wait_line() {
+    n=0
+    while [ "$(grep -c "$1" log)" -lt "$2" ]; do
+        n=$((n + 1)); [ $n -lt 600 ] || { tail -n 20 log; fail "no '$1'"; }
+        sleep 0.1
+    done
+}
+
+# leaves CODE: sends USR1 to the run of $launcher, whose output is in log, and wants the exit code
+leaves() {
+    kill -USR1 "$launcher" || { tail -n 30 log; fail "the run has ended before its USR1"; }
+    status=0; wait "$launcher" || status=$?
+    [ $status = "$1" ] || { tail -n 20 log; fail "USR1 gave exit $status instead of $1"; }
+    launcher=
+}
