@@ -112,7 +112,7 @@ static spt_status cuda_upload(spt_backend *backend, void *device, const void *ho
   spt_cuda *cuda = (spt_cuda *)backend;
   for (size_t begin = 0; begin < bytes; begin += SPT_CUDA_SLOT_BYTES) {
     const size_t part = part_at(bytes, begin);
-    int slot;
+    int slot = 0;
     SPT_TRY(take_slot(cuda, &slot));
     memcpy(slot_memory(cuda, slot), (const unsigned char *)host + begin, part);
     SPT_CUDA(cudaMemcpyAsync((unsigned char *)device + begin, slot_memory(cuda, slot), part, cudaMemcpyHostToDevice, cuda->stream));

@@ -81,12 +81,11 @@ static void print_validation(const spt_config *config) {
 }
 
 static void print_distribution(const spt_config *config, const job_cost *cost) {
-  static const char *const names[SPT_COLLECTIVE_KINDS] = {"all-reduce", "reduce-scatter", "all-gather", "exchange"};
   printf("ranks               %14d  (%lld sequences each; optimizer load: largest %.2f × the mean)\n", cost->ranks,
          (long long)(config->batch.sequences / cost->ranks), cost->plan->imbalance);
   for (int kind = 0; kind < SPT_COLLECTIVE_KINDS; kind++)
     if (cost->traffic[kind].messages)
-      printf("  %-17s %11.1f MiB  in %lld messages a step\n", names[kind], mib((size_t)cost->traffic[kind].bytes),
+      printf("  %-17s %11.1f MiB  in %lld messages a step\n", spt_collective_name((spt_collective)kind), mib((size_t)cost->traffic[kind].bytes),
              (long long)cost->traffic[kind].messages);
 }
 

@@ -228,7 +228,6 @@ static double planned_bytes(const trainer *t) {
 }
 
 spt_status trainer_print_profile(const trainer *t) {
-  static const char *const names[SPT_COLLECTIVE_KINDS] = {"all-reduce", "reduce-scatter", "all-gather"};
   double tokens[3], state[3], excess[3];
   SPT_TRY(spread(t, (double)spt_prefetch_tokens_read(t->prefetch), tokens));
   SPT_TRY(spread(t, state_bytes(t), state));
@@ -246,7 +245,7 @@ spt_status trainer_print_profile(const trainer *t) {
                          state[0], state[1], state[2], excess[1]);
   for (int kind = 0; kind < SPT_COLLECTIVE_KINDS; kind++)
     if (t->comm->counters[kind].messages)
-      trainer_progress_event("  %s: %lld messages, %lld bytes in the run", names[kind],
+      trainer_progress_event("  %s: %lld messages, %lld bytes in the run", spt_collective_name((spt_collective)kind),
                              (long long)t->comm->counters[kind].messages, (long long)t->comm->counters[kind].bytes);
   if (t->comm->size == 1) return SPT_OK;
   trainer_progress_event("  overlap, whole run: %d of %d reductions posted during backward, %d complete before the wait",

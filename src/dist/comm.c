@@ -4,6 +4,17 @@
 #include <stdlib.h>
 #include <string.h>
 
+const char *spt_collective_name(spt_collective kind) {
+  switch (kind) {
+  case SPT_COLLECTIVE_ALL_REDUCE: return "all-reduce";
+  case SPT_COLLECTIVE_REDUCE_SCATTER: return "reduce-scatter";
+  case SPT_COLLECTIVE_ALL_GATHER: return "all-gather";
+  case SPT_COLLECTIVE_EXCHANGE: return "exchange";
+  case SPT_COLLECTIVE_KINDS: break;
+  }
+  return "unknown";
+}
+
 /* What the reporting rank tells the others. */
 typedef struct agreement {
   char message[1024];

@@ -61,6 +61,9 @@ struct spt_comm {
   spt_comm_counter counters[SPT_COLLECTIVE_KINDS];
 };
 
+/* "all-reduce", … for messages. */
+const char *spt_collective_name(spt_collective kind);
+
 spt_status spt_comm_self_open(spt_comm **comm_p);
 /* MPI_Init_thread when not yet initialised, then duplicates of MPI_COMM_WORLD. The caller closes it; close finalises MPI when open
  * initialised it. Collective. */

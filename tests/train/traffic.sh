@@ -36,6 +36,9 @@ for mode in all-reduce reduce-scatter tree; do
             [ "$(total MPI_Iallgatherv 2 $report)" = $(($(recorded gather_bytes $run) * (steps + 1))) ] || fail "$p ranks: all-gather bytes"
             rank=$((rank + 1))
         done
+        # named as it is: the profile's own count
+        case $mode in tree) kind=exchange ;; *) kind=$mode ;; esac
+        [ $p = 1 ] || grep -q "  $kind: $(($(recorded reduce_messages $run) * steps)) messages, " log || { cat log; fail "$mode, $p ranks: the profile names no $kind"; }
         # every rank reads sequences/P windows of seq_len + 1 tokens a step, no more
         share=$((24 / p * 33 * steps))
         grep -q "tokens read by a rank: $share to $share, $((share * p)) together" log || { cat log; fail "$p ranks: tokens read, expected $share"; }
