@@ -354,8 +354,9 @@ static const spt_comm_ops mpi_ops = {
     .abort = mpi_abort,
 };
 
-/* Open MPI makes a peer's endpoint at the first message, and two threads that do so at once have crashed it and hung it
- * (the watchdog's first heartbeat against a step's first reduction): here they are all made inside MPI_Init. */
+/* Open MPI makes a peer's endpoint at the first message, which its TCP transport does not do safely from two threads at once
+ * (open-mpi/ompi issue 3035), and a watchdog's first heartbeat may meet a step's first reduction: here all are made inside
+ * MPI_Init. */
 static void make_endpoints_early(void) {
   setenv("OMPI_MCA_mpi_add_procs_cutoff", "65536", 0); // ranks; the user's own setting stands
 }
