@@ -35,7 +35,7 @@ under 0 --resume --set schedule.steps=$((steps + 3)) --set dist.reduction=reduce
 note "a damaged newest checkpoint, an older one serves"
 newest=$(ls run/checkpoints/step-*.h5 | tail -n 1)
 dd if=/dev/zero of="$newest" bs=1 seek=20000 count=64 conv=notrunc 2>/dev/null
-under 0 --resume --set schedule.steps=$((steps + 4)) --set dist.overlap=false
+under 0 --resume --set schedule.steps=$((steps + 4)) --set dist.reduction=tree
 note "an error on both ranks"
 under 3 --set 'data.train="data/nothing-here-*.h5"' --set run.output=run-none
 under 2 --set run.output=run # holds checkpoints
