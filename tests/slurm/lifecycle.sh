@@ -113,11 +113,13 @@ job=$(submit cancel cpu-nodes.sbatch $four --)
 runs cancel 60
 scancel "$job"
 sandbox_wait 30 "the end" has_ended "$job"
-"$spectron" inspect "run-cancel/checkpoints/step-$(printf %08d "$(saved cancel)").h5" >inspect.log || { cat inspect.log; fail "the newest checkpoint is not intact"; }
+newest=$(saved cancel)
+"$spectron" inspect "run-cancel/checkpoints/step-$(printf %08d "$newest").h5" >inspect.log || { cat inspect.log; fail "the newest checkpoint is not intact"; }
 # shellcheck disable=SC2086
 job=$(submit cancel cpu-nodes.sbatch $four --)
 ends "$job" COMPLETED 0 cancel
 went_on cancel 2
+grep -q "^resumed at step $newest " cancel.log || { cat cancel.log; fail "cancel did not resume at step $newest, its newest checkpoint"; }
 as_whole cancel
 
 step "preempted by an urgent job: saved first, requeued, resumed"
@@ -139,6 +141,10 @@ node=$(scontrol show hostnames "$(field "$job" NodeList)" | tail -n 1)
 sandbox_node_dies "$node"
 ends "$job" COMPLETED 0 dead
 went_on dead 2
+# a save that was on disk, but not yet told of, may be newer than the last in the log
+awk '/^saved .*step-[0-9]*\.h5/ { match($0, /step-[0-9]+/); at = substr($0, RSTART + 5, RLENGTH - 5) + 0 }
+     /^resumed at step / { found = 1; if ($4 % 50 != 0 || $4 < at || $4 > at + 50) { print "saved at " at ", resumed at " $4; exit 1 } }
+     END { exit !found }' dead.log || { cat dead.log; fail "dead did not resume at its newest checkpoint"; }
 as_whole dead
 
 step "a job array, a run a line"
