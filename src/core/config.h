@@ -14,6 +14,7 @@
 typedef enum { SPT_LOW_RANK, SPT_LOW_RANK_FFN, SPT_DENSE } spt_parameterization;
 typedef enum { SPT_METHOD_SPECTRON, SPT_METHOD_MUON, SPT_METHOD_RENORM, SPT_METHOD_SGD, SPT_METHOD_ADAMW } spt_method;
 typedef enum { SPT_SCHEDULE_COSINE, SPT_SCHEDULE_LINEAR, SPT_SCHEDULE_CONSTANT } spt_schedule_kind;
+typedef enum { SPT_MATCH_NOMINAL, SPT_MATCH_SIX_ND, SPT_MATCH_EXACT } spt_match_count;
 typedef enum { SPT_REDUCTION_ALL_REDUCE, SPT_REDUCTION_REDUCE_SCATTER, SPT_REDUCTION_TREE } spt_reduction;
 typedef enum { SPT_PRECISION_AUTO, SPT_PRECISION_BF16, SPT_PRECISION_FP32, SPT_PRECISION_TF32 } spt_precision;
 typedef enum { SPT_BACKEND_AUTO, SPT_BACKEND_CPU, SPT_BACKEND_CUDA } spt_backend_kind;
@@ -44,6 +45,9 @@ typedef struct spt_schedule_config {
   int64_t tokens; /* alternative to steps: rounded up to whole steps; 0 = not given */
   double warmup;  /* fraction of the steps */
   double final;   /* last factor of the peak lr */
+  char match_flops[SPT_PATH_MAX]; /* another job: as many steps as spend its FLOPs; "": not given. steps has them once the job is loaded */
+  spt_match_count match_count;    /* which FLOPs (flops_match.h) */
+  int64_t matched[3];             /* no key: the steps by each way of counting */
 } spt_schedule_config;
 
 typedef struct spt_globs {
