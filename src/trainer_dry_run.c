@@ -18,7 +18,7 @@ static void print_parameters(const spt_config *config, const spt_params *params)
     if (counts[role]) printf("  %-17s %14lld\n", names[role], (long long)counts[role]);
   for (int i = 0; i < params->pair_count; i++) {
     const spt_pair *pair = &params->pairs[i];
-    if (pair->layer == 0 && pair->r * (pair->m + pair->n) > pair->m * pair->n)
+    if (pair->layer == 0 && !spt_pair_is_dense(pair) && pair->r * (pair->m + pair->n) > pair->m * pair->n)
       printf("  note: %s (%lld × %lld at rank %lld) costs more than its dense matrix, in every layer\n",
              params->tensors[pair->a].name, (long long)pair->m, (long long)pair->n, (long long)pair->r);
   }

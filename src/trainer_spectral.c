@@ -14,12 +14,9 @@
 enum { ROWS_MAX = 64 };
 static const size_t workspace_most = (size_t)1 << 30; // of all workers together; one may have more
 
-/* One matrix W = A·Bᵀ, or a dense one. */
+/* One of the table's pairs: a factor pair W = A·Bᵀ, or a dense matrix. */
 typedef struct matrix {
-  char name[SPT_NAME_MAX];
-  int tensor[2]; /* A and B, or W and −1 */
-  int layer, matrix;
-  int64_t m, n, r;
+  const spt_pair *pair;
   int rank; /* that measures it */
 } matrix;
 
@@ -31,7 +28,6 @@ struct trainer_spectral {
   int count;
   int *own; /* [own_count] matrices measured here, the costly first */
   int own_count;
-  int *matrix_of; /* [tensor_count] −1: none */
   double *told;   /* [count·TOLD] */
   spt_telemetry *found; /* [count] */
   spt_metric_matrix *records; /* [count] */
@@ -50,7 +46,8 @@ struct trainer_spectral {
 /* ---- opening ---- */
 
 static double cost(const matrix *one) {
-  const double m = (double)one->m, n = (double)one->n, k = one->r > 0 ? 2 * (double)one->r : m < n ? m : n;
+  const double m = (double)one->pair->m, n = (double)one->pair->n, s = m < n ? m : n;
+  const double k = one->pair->r > 0 ? 2 * (double)one->pair->r : s;
   return k * k * (m + n) + 10 * k * k * k + 200 * k * (m + n); // Gram products, their powers, Lanczos steps
 }
 
@@ -61,29 +58,16 @@ static int dearer(const void *left, const void *right, void *matrices) {
   return a != b ? (a < b ? 1 : -1) : i - j;
 }
 
-/* A factor pair as one, a dense matrix by itself; what is neither has no matrix. */
+/* Each by the name of its tensors without .A or .weight. */
 static void list_matrices(trainer_spectral *spectral, const spt_params *params) {
-  for (int i = 0; i < params->tensor_count; i++) {
-    const spt_tensor *tensor = &params->tensors[i];
-    matrix *one = &spectral->matrices[spectral->count];
-    spectral->matrix_of[i] = -1;
-    if (tensor->role == SPT_ROLE_FACTOR_A) {
-      const spt_pair *pair = &params->pairs[tensor->pair];
-      *one = (matrix){.tensor = {pair->a, pair->b}, .m = pair->m, .n = pair->n, .r = pair->r};
-    } else if (tensor->role == SPT_ROLE_DENSE)
-      *one = (matrix){.tensor = {i, -1}, .m = tensor->rows, .n = tensor->cols};
-    else
-      continue;
-    one->layer = tensor->layer;
-    one->matrix = tensor->matrix;
-    memcpy(one->name, tensor->name, sizeof one->name);
-    *strrchr(one->name, '.') = '\0'; // .A or .weight
-    memcpy(spectral->records[spectral->count].name, one->name, sizeof one->name);
-    spectral->count++;
+  spectral->count = params->pair_count;
+  for (int i = 0; i < params->pair_count; i++) {
+    char *name = spectral->records[i].name;
+    spectral->matrices[i].pair = &params->pairs[i];
+    memcpy(name, params->tensors[params->pairs[i].a].name, SPT_NAME_MAX);
+    char *end = strrchr(name, '.');
+    if (end && (strcmp(end, ".A") == 0 || strcmp(end, ".weight") == 0)) *end = '\0';
   }
-  for (int i = 0; i < spectral->count; i++)
-    for (int side = 0; side < 2; side++)
-      if (spectral->matrices[i].tensor[side] >= 0) spectral->matrix_of[spectral->matrices[i].tensor[side]] = i;
 }
 
 /* The dearest matrix first, to the rank with the least so far. */
@@ -112,9 +96,9 @@ static spt_status share_out(trainer_spectral *spectral, const trainer *t) {
 /* As many workers as there are threads and matrices, and memory for. */
 static spt_status open_workers(trainer_spectral *spectral, const trainer *t) {
   for (int i = 0; i < spectral->own_count; i++) {
-    const matrix *one = &spectral->matrices[spectral->own[i]];
-    const size_t work = spt_telemetry_workspace(one->m, one->n, one->r, spectral->rows);
-    const size_t floats = 2 * (size_t)(one->r > 0 ? (one->m + one->n) * one->r : one->m * one->n);
+    const spt_pair *pair = spectral->matrices[spectral->own[i]].pair;
+    const size_t work = spt_telemetry_workspace(pair->m, pair->n, pair->r, spectral->rows);
+    const size_t floats = 2 * (size_t)spt_pair_elements(pair);
     if (work > spectral->workspace) spectral->workspace = work;
     if (floats > spectral->copies) spectral->copies = floats;
   }
@@ -144,14 +128,13 @@ static spt_status open_probe(trainer_spectral *spectral, const trainer *t) {
 }
 
 static spt_status open_parts(trainer_spectral *spectral, const trainer *t) {
-  const size_t tensors = (size_t)t->params->tensor_count;
-  spectral->matrices = calloc(tensors + 1, sizeof *spectral->matrices);
-  spectral->own = calloc(tensors + 1, sizeof *spectral->own);
-  spectral->matrix_of = calloc(tensors + 1, sizeof *spectral->matrix_of);
-  spectral->told = calloc(tensors * TOLD + 1, sizeof *spectral->told);
-  spectral->found = calloc(tensors + 1, sizeof *spectral->found);
-  spectral->records = calloc(tensors + 1, sizeof *spectral->records);
-  if (!spectral->matrices || !spectral->own || !spectral->matrix_of || !spectral->told || !spectral->found || !spectral->records)
+  const size_t pairs = (size_t)t->params->pair_count;
+  spectral->matrices = calloc(pairs + 1, sizeof *spectral->matrices);
+  spectral->own = calloc(pairs + 1, sizeof *spectral->own);
+  spectral->told = calloc(pairs * TOLD + 1, sizeof *spectral->told);
+  spectral->found = calloc(pairs + 1, sizeof *spectral->found);
+  spectral->records = calloc(pairs + 1, sizeof *spectral->records);
+  if (!spectral->matrices || !spectral->own || !spectral->told || !spectral->found || !spectral->records)
     return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for the telemetry of [metrics] spectral_every");
   list_matrices(spectral, t->params);
   SPT_TRY(share_out(spectral, t));
@@ -169,7 +152,7 @@ spt_status trainer_spectral_open(trainer *t) {
 void trainer_spectral_close(trainer *t) {
   trainer_spectral *spectral = t->spectral;
   if (!spectral) return;
-  void *const parts[] = {spectral->matrices, spectral->own,    spectral->matrix_of,  spectral->told,   spectral->found,
+  void *const parts[] = {spectral->matrices, spectral->own,    spectral->told,   spectral->found,
                          spectral->records,  spectral->ids,    spectral->inputs,     spectral->workspaces, spectral->copied,
                          spectral->scratch,  spectral};
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) free(parts[i]);
@@ -192,7 +175,7 @@ static void spend(trainer *t, double since) {
 static spt_status keep_update(void *context, const spt_update *update) {
   trainer *t = context;
   trainer_spectral *spectral = t->spectral;
-  const int index = spectral->matrix_of[update->tensor];
+  const int index = t->params->tensors[update->tensor].pair;
   if (index < 0) return SPT_OK;
   const double start = trainer_now();
   double *told = spectral->told + (size_t)index * TOLD;
@@ -241,24 +224,24 @@ static spt_status fetch(const trainer *t, const float *slab, int tensor, float *
 
 static spt_status measure(trainer *t, int index, int worker) {
   trainer_spectral *spectral = t->spectral;
-  const matrix *one = &spectral->matrices[index];
+  const spt_pair *pair = spectral->matrices[index].pair;
   const double *told = spectral->told + (size_t)index * TOLD;
   float *copy = spectral->copied + (size_t)worker * spectral->copies;
-  spt_matrix_step step = {.name = one->name,
-                          .m = one->m,
-                          .n = one->n,
-                          .r = one->r,
+  spt_matrix_step step = {.name = spectral->records[index].name,
+                          .m = pair->m,
+                          .n = pair->n,
+                          .r = pair->r,
                           .keep = told[TOLD_KEEP],
                           .lr = told[TOLD_LR],
                           .rho = isfinite(told[TOLD_RHO]) ? told[TOLD_RHO] : NAN,
                           .rows = spectral->rows,
                           .x = spectral->inputs +
-                               spt_probe_offset(&t->config.model, spectral->rows, one->layer, one->matrix)};
-  SPT_TRY(fetch(t, t->parameters, one->tensor[0], &copy, &step.a));
-  SPT_TRY(fetch(t, t->gradients, one->tensor[0], &copy, &step.da));
-  if (one->r > 0) {
-    SPT_TRY(fetch(t, t->parameters, one->tensor[1], &copy, &step.b));
-    SPT_TRY(fetch(t, t->gradients, one->tensor[1], &copy, &step.db));
+                               spt_probe_offset(&t->config.model, spectral->rows, pair->layer, pair->matrix)};
+  SPT_TRY(fetch(t, t->parameters, pair->a, &copy, &step.a));
+  SPT_TRY(fetch(t, t->gradients, pair->a, &copy, &step.da));
+  if (!spt_pair_is_dense(pair)) {
+    SPT_TRY(fetch(t, t->parameters, pair->b, &copy, &step.b));
+    SPT_TRY(fetch(t, t->gradients, pair->b, &copy, &step.db));
   }
   spt_telemetry_measure(&step, spectral->workspaces + (size_t)worker * spectral->workspace, &spectral->found[index]);
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_TELEMETRY); // progress
@@ -295,7 +278,7 @@ static void judge(trainer *t) {
     if (spectral->violations++ == 0 && t->comm->rank == 0)
       trainer_progress_warning("WARNING: telemetry of step %lld: %s breaks a bound that always holds: |dW|_2 %.9g, at most %.9g; "
                                "|dy|_rms %.9g, by Eq. 10 at most %.9g: memory or arithmetic is at fault, or values are not finite",
-                               (long long)spectral->taken, spectral->matrices[i].name, found->dw, found->dw_upper,
+                               (long long)spectral->taken, spectral->records[i].name, found->dw, found->dw_upper,
                                found->dy, found->dy_bound);
   }
 }

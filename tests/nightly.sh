@@ -73,7 +73,8 @@ tsan_tests() (
     suite build-tsan "$report" "$shift_suite" "$@"
 )
 tsan() {
-    part tsan-build build build-tsan -Db_sanitize=thread -Db_lundef=false
+    # without the simulator of GPUs: it is built with AddressSanitizer
+    part tsan-build build build-tsan -Dcuda=disabled -Db_sanitize=thread -Db_lundef=false
     for test in test_prefetch test_checkpoint test_checkpoint_damage test_watchdog test_run_folder; do
         part "tsan-$test" tsan_tests unit $test
     done

@@ -52,6 +52,24 @@ static void dense_s_by_hand(void **state) {
   spt_params_close(&params);
 }
 
+/* Dense matrices by Muon: 5 iterations of 2·s²·(2·l + s) each, 9 per element (momentum, norm, update; no power iteration, with Spectron neither);
+ * 14 per other element. */
+static void dense_s_by_muon(void **state) {
+  (void)state;
+  for (int i = 0; i < 2; i++) {
+    spt_params *params = open_preset("S", SPT_DENSE, i ? SPT_METHOD_SPECTRON : SPT_METHOD_MUON);
+    spt_flops flops;
+    spt_flops_count(&config.model, &config.optimizer, params, &flops);
+    const double square = 10 * 768.0 * 768 * (3 * 768), wide = 10 * 768.0 * 768 * (2 * 2048 + 768),
+                 matrices = 12 * (4 * 768.0 * 768 + 3 * 2048.0 * 768);
+    assert_true(spt_flops_pair(&config.optimizer, &params->pairs[SPT_O]) == square);
+    assert_true(spt_flops_pair(&config.optimizer, &params->pairs[SPT_UP]) == wide);
+    assert_true(spt_flops_pair(&config.optimizer, &params->pairs[SPT_DOWN]) == wide);
+    assert_true(flops.optimizer_step == 12 * (4 * square + 3 * wide) + 9 * matrices + 14 * (134105856.0 - matrices));
+    spt_params_close(&params);
+  }
+}
+
 /* What each method leaves out, and that Newton–Schulz is proportional to its steps. */
 static void methods(void **state) {
   (void)state;
@@ -61,12 +79,13 @@ static void methods(void **state) {
     spt_flops flops;
     spt_flops_count(&config.model, &config.optimizer, params, &flops);
     step[method] = flops.optimizer_step;
-    pair[method] = spt_flops_pair(&config.optimizer, &params->pairs[0]);
+    pair[method] = spt_flops_pair(&config.optimizer, &params->pairs[SPT_GATE]);
     config.optimizer.newton_schulz_steps = 10;
-    const double twice = spt_flops_pair(&config.optimizer, &params->pairs[0]);
+    const double twice = spt_flops_pair(&config.optimizer, &params->pairs[SPT_GATE]);
     const bool orthogonal = method == SPT_METHOD_SPECTRON || method == SPT_METHOD_MUON;
     assert_true(twice == (orthogonal ? 2 : 1) * pair[method]);
-    assert_int_equal(params->pair_count, 3 * 8);
+    assert_int_equal(params->pair_count, 7 * 8); // four dense matrices a layer among them
+    assert_int_equal(spt_params_factor_pairs(params), 3 * 8);
     spt_params_close(&params);
   }
   assert_true(step[SPT_METHOD_SPECTRON] > step[SPT_METHOD_MUON]);
@@ -79,6 +98,7 @@ int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(low_rank_s_by_hand),
       cmocka_unit_test(dense_s_by_hand),
+      cmocka_unit_test(dense_s_by_muon),
       cmocka_unit_test(methods),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

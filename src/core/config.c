@@ -164,12 +164,6 @@ spt_status spt_config_complete(spt_config *config) {
   SPT_TRY(check_model(&config->model));
   SPT_TRY(complete_schedule(config));
   SPT_TRY(check_keys(config, NULL));
-  if (config->model.parameterization == SPT_DENSE && config->optimizer.method != SPT_METHOD_ADAMW) {
-    char method[32];
-    spt_key_enum_name(spt_config_find_key("optimizer.method"), (int)config->optimizer.method, method);
-    return SPT_FAIL(SPT_ERR_USAGE,
-                    "[optimizer] method = \"%s\": dense has no factors: set optimizer.method = \"adamw\"", method);
-  }
   if (!config->run.name[0] || strchr(config->run.name, '/'))
     return SPT_FAIL(SPT_ERR_USAGE, "[run] name = \"%s\": must be a plain name, without slashes", config->run.name);
   if (!config->run.output[0]) return SPT_FAIL(SPT_ERR_USAGE, "[run] output = \"\": must not be empty");

@@ -17,7 +17,7 @@ typedef struct spt_flops {
 void spt_flops_count(const spt_model_config *model, const spt_optimizer_config *optimizer, const spt_params *params,
                      spt_flops *flops_p);
 /* FLOPs of one optimizer step of a pair: 20·r²·(m+n+r) for 5 Newton–Schulz steps of both factors (the plan's load,
- * design "Ranks"); with the methods that do not orthogonalise, its elementwise work. */
+ * design "Ranks"), of a dense matrix 10·s²·(2·l+s) with short side s and long side l; with the methods that do not orthogonalise, its elementwise work. */
 double spt_flops_pair(const spt_optimizer_config *optimizer, const spt_pair *pair);
 
 #endif

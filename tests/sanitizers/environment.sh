@@ -38,11 +38,23 @@ checker() {
     [ ! -f "$supplied" ] || checker="$checker --suppressions=$supplied"
 }
 
+# HDF5 itself reads and writes where it should not on files made to be hostile. They are opened in reader processes (spt-files), which
+# such a file may crash: a report of one, in HDF5's own code or in what it calls, is the library's.
+of_the_library() {
+    grep -q 'thread T0 (spt-files)' "$1" && sed -n 's/^ *#[01] //p' "$1" | head -n 2 | grep -v '__interceptor_' | head -n 1 | grep -q '/libhdf5'
+}
+
 # no_reports REPORT: fails, and prints them, where there are any
 no_reports() {
     found=0
     for report in "$1".*; do
         [ -s "$report" ] || continue
+        # an allocation that returns NULL, as it may: not an error
+        grep -qv 'WARNING: AddressSanitizer failed to allocate' "$report" || continue
+        if of_the_library "$report"; then
+            echo "== $report: HDF5's own, in a reader process: $(sed -n 's/^SUMMARY: //p' "$report" | cut -c 1-60)" >&2
+            continue
+        fi
         echo "== $report" >&2
         head -n 60 "$report" >&2
         found=1
