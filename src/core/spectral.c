@@ -7,8 +7,10 @@
 #include <stdbool.h>
 #include <string.h>
 
-enum { STEPS_MAX = 300, EVERY_STEP = 8, CHECK_EVERY = 4, POWER_MAX = 256 };
-static const double residual_wanted = 3e-4; // of the value
+/* A start vector that happens to lie almost across the largest direction meets a smaller singular value first, and with as small a
+ * residual: no convergence is believed before STEPS_MIN, by when Lanczos steps have brought the largest one out. */
+enum { STEPS_MIN = 40, STEPS_MAX = 300, CHECK_EVERY = 4, POWER_MAX = 256 };
+static const double residual_wanted = 1e-4; // of the value
 static const double bound_wanted = 1.03;    // of the lower bound
 static const double nothing = 1e-13;        // of the largest coefficient: rounding
 static const double rounding = 1e-9;        // what the upper bound is raised by
@@ -144,7 +146,7 @@ spt_spectral_norm spt_operator_norm(const spt_operator *c, uint64_t stream, doub
     if (!isfinite(b.beta[j])) return (spt_spectral_norm){NAN, NAN, j + 1};
     b.largest = fmax(b.largest, b.beta[j]);
     if (b.beta[j] <= nothing * b.largest || j + 1 == s) return ritz(&b, j + 1, 0);
-    if (j < EVERY_STEP || j % CHECK_EVERY == 0 || j + 1 == limit) {
+    if ((j + 1 >= STEPS_MIN && j % CHECK_EVERY == 0) || j + 1 == limit) {
       norm = ritz(&b, j + 1, b.beta[j]);
       if (!(norm.residual > residual_wanted * norm.value)) return norm;
     }

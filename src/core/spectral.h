@@ -22,8 +22,8 @@ typedef struct spt_spectral_norm {
 /* Doubles of workspace for either function on operators of at most this size. */
 size_t spt_spectral_workspace(int64_t m, int64_t n, int64_t k);
 /* By Golub–Kahan–Lanczos bidiagonalisation with full reorthogonalisation (Golub & Van Loan, Matrix Computations, 10.4), from a start vector
- * that `stream` chooses; ends where the residual is below 3e-4 of the value, or after 300 steps, or when the short side is
- * exhausted, which is exact. NAN where C is not finite. */
+ * that `stream` chooses; ends where the residual is below 1e-4 of the value, after 40 steps at least and 300 at most, or when the short
+ * side is exhausted, which is exact. NAN where C is not finite. */
 spt_spectral_norm spt_operator_norm(const spt_operator *c, uint64_t stream, double *workspace);
 /* tr((CᵀC)^k)^(1/2k) ≥ ‖C‖₂ from Gram products: with C = P·Qᵀ it is tr((PᵀP·QᵀQ)^k)^(1/2k), or the like on a side of C shorter than
  * that. k is doubled until the bound is within 3 % of `lower`, at most to 256. NAN where C is not finite. */

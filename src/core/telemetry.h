@@ -10,7 +10,7 @@
   X(a, "|A|_2 before the update; of a dense matrix none")                                                              \
   X(b, "|B|_2 before the update; of a dense matrix none")                                                              \
   X(rho, "factor on the direction; under AdamW none")                                                                  \
-  X(dw, "|dW|_2 of the update without weight decay, from below: converged to 3e-4 as a rule")                          \
+  X(dw, "|dW|_2 of the update without weight decay, from below: converged to 1e-4 as a rule")                          \
   X(dw_upper, "the same from above")                                                                                   \
   X(w, "|W|_2 before the update")                                                                                      \
   X(decay, "spectral norm of what weight decay took off W")                                                            \
