@@ -33,6 +33,7 @@ typedef struct trainer_options {
 /* Where the wall time went, summed over the run on this rank, in seconds. */
 typedef struct trainer_times {
   double data_wait, model, reduce_wait, optimizer, decide, gather, refresh; /* inside a step */
+  double spectral;                                                          /* telemetry: in a step, and no part of the others */
   double logging, validation, save;                                         /* between steps */
   double total;                                                             /* of the steps alone */
   double loop;     /* of the steps and all that is between them */
@@ -77,6 +78,7 @@ typedef struct trainer_saves {
 
 typedef struct trainer_audit trainer_audit;
 typedef struct trainer_tree trainer_tree;
+typedef struct trainer_spectral trainer_spectral;
 
 /* What a step sums over ranks before its update. */
 enum {
@@ -121,6 +123,7 @@ typedef struct trainer {
   spt_metrics *metrics;   /* rank 0 */
   trainer_audit *audit;   /* NULL without [dist] audit_every */
   trainer_tree *tree;     /* NULL without reduction = "tree" */
+  trainer_spectral *spectral; /* NULL without [metrics] spectral_every */
   int32_t *validation_tokens;
 
   int64_t step, tokens; /* completed */
@@ -235,6 +238,18 @@ void trainer_print_addresses(const trainer *t);
 spt_status trainer_audit_take(trainer *t);
 /* Before a save and before the next update: hashes again. SPT_ERR_RESOURCE names the rank and the tensor that changed. */
 spt_status trainer_audit_check(trainer *t);
+
+/* trainer_spectral.c: the telemetry of [metrics] spectral_every; open and close do nothing without it. */
+spt_status trainer_spectral_open(trainer *t); /* after the data and the plan, before training reads data; Local */
+void trainer_spectral_close(trainer *t);
+bool trainer_spectral_due(const trainer *t, int64_t step);
+/* Once the present step is decided, before its update; where memory is not the host's, waits for the device. Does nothing where the step is
+ * not due or not applied. Local. */
+spt_status trainer_spectral_begin(trainer *t);
+/* After the step's gather; overwrites the gradients. Does nothing where begin did nothing. Collective. */
+spt_status trainer_spectral_end(trainer *t);
+/* What was measured in the record's step, if anything was: borrowed, until the next step that is due. */
+void trainer_spectral_record(const trainer *t, spt_metric_record *record);
 
 /* trainer_progress.c, rank 0: a live line on a terminal, plain lines in a log. */
 void trainer_progress_open(const trainer *t);

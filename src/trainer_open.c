@@ -188,6 +188,7 @@ spt_status trainer_open(trainer *t) {
   PHASE(open_folder(t));
   PHASE(open_data(t));
   PHASE(open_compute(t));
+  PHASE(trainer_spectral_open(t));
   PHASE(open_bulk(t));
   PHASE(trainer_tree_open(t));
   PHASE(open_data_parallel(t));
@@ -209,6 +210,7 @@ void trainer_close(trainer *t) {
   spt_data_parallel_close(&t->data_parallel);
   if (t->bulk) t->bulk->ops->close(&t->bulk);
   trainer_tree_close(t);
+  trainer_spectral_close(t);
   spt_optimizer_close(&t->optimizer);
   spt_model_close(&t->model);
   spt_slab_fini(&t->gradient_slab);
