@@ -46,6 +46,11 @@ static const field fields[] = {
     FIELD(validation_loss, NUMBER, true),
     FIELD(perplexity, NUMBER, true),
     FIELD(bits_per_byte, NUMBER, true),
+    FIELD(ranks, COUNT, false),
+    FIELD(micro, COUNT, false),
+    FIELD(threads, COUNT, false),
+    FIELD(loss_z, NUMBER, false),
+    FIELD(spikes, COUNT, false),
 };
 enum { FIELDS = sizeof fields / sizeof *fields };
 
@@ -67,19 +72,49 @@ static double get_number(const spt_metric_record *record, const field *field) {
 
 /* ---- lines ---- */
 
+static json_t *number_to_json(double number) {
+  return isfinite(number) ? json_real(number) : json_null();
+}
+
+static bool has_norm(const spt_metric_record *record, int group) {
+  return record->gradient_groups >> group & 1;
+}
+
+/* "grad_norms": an object of the groups that were taken; none where none was. */
+static bool put_norms(json_t *line, const spt_metric_record *record) {
+  if (record->gradient_groups == 0) return true;
+  json_t *norms = json_object();
+  bool fine = json_object_set_new(line, "grad_norms", norms) == 0; // takes it, NULL included
+  for (int g = 0; fine && g < SPT_GRADIENT_GROUPS; g++)
+    if (has_norm(record, g))
+      fine = json_object_set_new(norms, spt_gradient_group_name(g), number_to_json(record->grad_norms[g])) == 0;
+  return fine;
+}
+
+static void get_norms(const json_t *line, spt_metric_record *record) {
+  const json_t *norms = json_object_get(line, "grad_norms");
+  for (int g = 0; g < SPT_GRADIENT_GROUPS; g++) {
+    const json_t *value = json_object_get(norms, spt_gradient_group_name(g));
+    record->grad_norms[g] = json_is_number(value) ? json_number_value(value) : NAN;
+    if (value) record->gradient_groups |= 1u << g;
+  }
+}
+
 static json_t *to_json(const spt_metric_record *record) {
   json_t *line = json_object();
   for (int i = 0; line && i < FIELDS; i++) {
     if (fields[i].validation && !record->validated) continue;
     const char *at = (const char *)record + fields[i].offset;
-    const double number = get_number(record, &fields[i]);
     json_t *value = fields[i].kind == COUNT ? json_integer(*(const int64_t *)(const void *)at)
-                    : isfinite(number)      ? json_real(number)
-                                            : json_null();
+                                            : number_to_json(get_number(record, &fields[i]));
     if (json_object_set_new(line, fields[i].key, value) != 0) { // takes the value, NULL included
       json_decref(line);
       return NULL;
     }
+  }
+  if (line && !put_norms(line, record)) {
+    json_decref(line);
+    return NULL;
   }
   return line;
 }
@@ -97,6 +132,7 @@ static bool from_json(const json_t *line, spt_metric_record *record) {
       *(double *)(void *)at = json_is_null(value) ? NAN : json_number_value(value);
   }
   record->validated = json_object_get(line, "validation_loss") != NULL;
+  get_norms(line, record);
   return true;
 }
 
@@ -225,10 +261,20 @@ void spt_metrics_close(spt_metrics **metrics_p) {
   *metrics_p = NULL;
 }
 
-static spt_status write_line(spt_metrics *metrics, const spt_metric_record *record) {
+const spt_metric_record *spt_metrics_records(const spt_metrics *metrics, int64_t *count_p) {
+  *count_p = metrics->count;
+  return metrics->records;
+}
+
+char *spt_metrics_line(const spt_metric_record *record) {
   json_t *object = to_json(record);
   char *line = object ? json_dumps(object, JSON_COMPACT | JSON_PRESERVE_ORDER) : NULL;
   json_decref(object);
+  return line;
+}
+
+static spt_status write_line(spt_metrics *metrics, const spt_metric_record *record) {
+  char *line = spt_metrics_line(record);
   if (!line) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for a line", metrics->jsonl);
   const size_t length = strlen(line);
   line[length] = '\n'; // in place of the NUL: one write, so that a reader sees whole lines
@@ -283,18 +329,42 @@ static spt_status sync_lines(spt_metrics *metrics) {
 
 /* ---- metrics.h5 ---- */
 
-/* One 1-D array of doubles: the field over all records, or over those validated. */
-static bool put_series(hid_t group, const spt_metrics *metrics, const field *field, const char *name, bool validated,
-                       double *values) {
-  hsize_t count = 0;
-  for (int64_t i = 0; i < metrics->count; i++)
-    if (!validated || metrics->records[i].validated) values[count++] = get_number(&metrics->records[i], field);
+/* One 1-D array of doubles. */
+static bool put_values(hid_t group, const char *name, hsize_t count, const double *values) {
   const hid_t space = H5Screate_simple(1, &count, NULL);
   const hid_t set =
       space < 0 ? -1 : H5Dcreate2(group, name, H5T_IEEE_F64LE, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
   bool fine = set >= 0 && (count == 0 || H5Dwrite(set, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, values) >= 0);
   if (set >= 0) fine = H5Dclose(set) >= 0 && fine;
   if (space >= 0) H5Sclose(space);
+  return fine;
+}
+
+/* The field over all records, or over those validated. */
+static bool put_series(hid_t group, const spt_metrics *metrics, const field *field, const char *name, bool validated,
+                       double *values) {
+  hsize_t count = 0;
+  for (int64_t i = 0; i < metrics->count; i++)
+    if (!validated || metrics->records[i].validated) values[count++] = get_number(&metrics->records[i], field);
+  return put_values(group, name, count, values);
+}
+
+/* /grad_norms/<group>: over all records, NaN where a record has it not. */
+static bool put_norm_series(hid_t file, const spt_metrics *metrics, double *values) {
+  uint32_t present = 0;
+  for (int64_t i = 0; i < metrics->count; i++) present |= metrics->records[i].gradient_groups;
+  if (present == 0) return true;
+  const hid_t group = H5Gcreate2(file, "/grad_norms", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+  bool fine = group >= 0;
+  for (int g = 0; fine && g < SPT_GRADIENT_GROUPS; g++) {
+    if (!(present >> g & 1)) continue;
+    for (int64_t i = 0; i < metrics->count; i++) {
+      const spt_metric_record *record = &metrics->records[i];
+      values[i] = has_norm(record, g) ? record->grad_norms[g] : (double)NAN;
+    }
+    fine = put_values(group, spt_gradient_group_name(g), (hsize_t)metrics->count, values);
+  }
+  if (group >= 0) fine = H5Gclose(group) >= 0 && fine;
   return fine;
 }
 
@@ -308,7 +378,7 @@ static bool put_all(hid_t file, const spt_metrics *metrics, double *values) {
       fine = put_series(group, metrics, &fields[i], fields[i].key, true, values);
   }
   if (group >= 0) fine = H5Gclose(group) >= 0 && fine;
-  return fine;
+  return fine && put_norm_series(file, metrics, values);
 }
 
 /* The file as bytes, made in memory: HDF5 never meets a full disk. */
