@@ -110,17 +110,17 @@ static spt_status see(void *context, const spt_observation *seen) {
 
 /* The earliest first op of all ranks; of ranks at the same, the lowest. */
 static spt_status collect_first(trainer_replay *replay, replay_list *list) {
-  enum { PLACES = 1 << 24, NONE = 1 << 30 };
+  enum { PLACES = 1 << 24 };
   spt_comm *comm = replay->t->comm;
-  const double own = list->first_place < 0 ? -(double)NONE * PLACES : -((double)list->first_pass * PLACES + list->first_place);
-  double first = own, rank;
-  SPT_TRY(comm->ops->reduce_double(comm, &first, 1, SPT_REDUCE_MAX));
-  rank = own == first ? -comm->rank : -(double)NONE;
-  SPT_TRY(comm->ops->reduce_double(comm, &rank, 1, SPT_REDUCE_MAX));
-  if (first == -(double)NONE * PLACES) return SPT_OK;
-  list->first_pass = (int)(-first / PLACES);
-  list->first_place = (int)(-first - (double)list->first_pass * PLACES);
-  list->first_rank = (int)-rank;
+  const double own = list->first_place < 0 ? (double)INFINITY : (double)list->first_pass * PLACES + list->first_place;
+  double first = own;
+  SPT_TRY(comm->ops->reduce_double(comm, &first, 1, SPT_REDUCE_MIN));
+  if (isinf(first)) return SPT_OK;
+  double rank = own == first ? comm->rank : comm->size;
+  SPT_TRY(comm->ops->reduce_double(comm, &rank, 1, SPT_REDUCE_MIN));
+  list->first_pass = (int)(first / PLACES);
+  list->first_place = (int)(first - (double)list->first_pass * PLACES);
+  list->first_rank = (int)rank;
   return SPT_OK;
 }
 

@@ -136,6 +136,13 @@ static bool from_json(const json_t *line, spt_metric_record *record) {
   return true;
 }
 
+bool spt_metrics_parse_line(const char *line, size_t length, spt_metric_record *record_p) {
+  json_t *object = json_loadb(line, length, JSON_REJECT_DUPLICATES, NULL);
+  const bool fine = object && from_json(object, record_p);
+  json_decref(object);
+  return fine;
+}
+
 static spt_status push(spt_metric_record **records_p, int64_t *count_p, int64_t *capacity_p,
                        const spt_metric_record *record) {
   if (*count_p == *capacity_p) {
@@ -162,10 +169,8 @@ static spt_status parse(const char *path, int64_t last_step, spt_metric_record *
     if (*count_p > 0 && (*records_p)[*count_p - 1].step >= last_step) break; // what follows is cut off, damaged or not
     const char *end = memchr(text + at, '\n', size - at);
     const size_t length = end ? (size_t)(end - (text + at)) : size - at;
-    json_t *line = end ? json_loadb(text + at, length, JSON_REJECT_DUPLICATES, NULL) : NULL;
     spt_metric_record record;
-    const bool fine = line && from_json(line, &record);
-    json_decref(line);
+    const bool fine = end && spt_metrics_parse_line(text + at, length, &record);
     if (!fine) {
       if (end && at + length + 1 < size)
         status = SPT_FAIL(SPT_ERR_DATA, "%s:%d: not a metric record (one JSON object with a step); remove that line",

@@ -37,6 +37,8 @@ spt_status spt_metrics_append(spt_metrics *metrics, const spt_metric_record *rec
 const spt_metric_record *spt_metrics_records(const spt_metrics *metrics, int64_t *count_p);
 /* A record as its line of JSON, without the end of the line; malloc'ed, NULL: out of memory. */
 char *spt_metrics_line(const spt_metric_record *record);
+/* The record of a line; false: it is none. */
+bool spt_metrics_parse_line(const char *line, size_t length, spt_metric_record *record_p);
 /* Makes metrics.jsonl durable, with all records, also where the file has vanished; rewrites metrics.h5 (after a validation,
  * before a save, and at the end). SPT_OK: every record so far is on disk in both. */
 spt_status spt_metrics_write_hdf5(spt_metrics *metrics);
