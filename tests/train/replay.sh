@@ -57,13 +57,13 @@ for run in run-1 run-sum; do
 done
 
 note "a planted spike: a post-mortem, and its checkpoint outlives keep"
-long='--set schedule.steps=60 --set checkpoint.every=10 --set checkpoint.keep=1 --set validation.every=0 --set run.output=run-spike'
+long='--set schedule.steps=60 --set schedule.kind=constant --set schedule.warmup=0 --set checkpoint.every=10 --set checkpoint.keep=1 --set validation.every=0 --set run.output=run-spike'
 # shellcheck disable=SC2086
-mpi 2 $long --set schedule.steps=40 --set schedule.kind=constant job.toml >log 2>&1 || { cat log; fail "40 steps"; }
+mpi 2 $long --set schedule.steps=40 job.toml >log 2>&1 || { cat log; fail "40 steps"; }
 [ ! -e run-spike/post-mortem ] || { cat log; fail "a spike before there was one"; }
 "$poison" run-spike/checkpoints/step-00000040.h5 /model/model.norm.weight 5 1000 || fail "poisoning"
 # shellcheck disable=SC2086
-mpi 2 $long --set schedule.kind=constant --resume job.toml >log 2>&1 || { cat log; fail "60 steps"; }
+mpi 2 $long --resume job.toml >log 2>&1 || { cat log; fail "60 steps"; }
 grep -q '^step 41: loss spike' log || { cat log; fail "no spike told of"; }
 [ -e run-spike/post-mortem/step-00000041.json ] && [ -e run-spike/post-mortem/step-00000040.h5 ] || { ls run-spike/post-mortem; fail "names"; }
 [ ! -e run-spike/checkpoints/step-00000040.h5 ] || fail "keep did not remove the checkpoint"
@@ -74,10 +74,10 @@ grep -q '"reason":"spike","step":41' run-spike/post-mortem/step-00000041.json ||
 fields run-spike loss >before
 replays 0 'step 41: loss .*bit for bit' run-spike --step 41
 grep -q '^every value of every op is finite' replay.log || { cat replay.log; fail "a spike is finite"; }
-replays 3 'not reproduced: the first step that differs is 31' run-spike --step 41 --from 0 --set optimizer.momentum=0.5
+replays 3 'not reproduced: the first step that differs is 41' run-spike --step 41 --from 0 # the checkpoint was poisoned
 
 note "healthy steps: from the newest checkpoint, from the start, and what cannot be"
-replays 0 'step 60: loss .*bit for bit as recorded, like the 9 recorded' run-spike --step 60 --from 50
+replays 0 'step 60: loss .*bit for bit as recorded, like the 1\{0,1\}9 recorded' run-spike --step 60
 grep -q 'largest growth against step 59' replay.log || { cat replay.log; fail "no growth told of"; }
 grep -q '× model.layers.[01].[a-z_.]*proj' replay.log || { cat replay.log; fail "no matrix named"; }
 replays 0 'step 7: loss .*bit for bit as recorded, like the 6 recorded' run-spike --step 7 --from 0
