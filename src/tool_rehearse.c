@@ -194,10 +194,10 @@ static void print_checkpoints(const spt_config *config, double bytes, double ste
   if (seconds > 0 && (every == 0 || seconds < (double)every * step)) saves = 1 + floor(walltime / seconds);
   const double kept = fmin((double)config->checkpoint.keep, saves);
   printf("checkpoints         %11.1f MiB each, %.0f save%s%s; up to %.4g GiB on disk: %.0f kept, the best, one being "
-         "written\n",
+         "written, two that loss spikes keep\n",
          mib(bytes), saves, saves == 1 ? "" : "s",
          config->data.validation.count > 0 ? " and one for each new best validation" : "",
-         mib((kept + 2) * bytes) / 1024, kept);
+         mib((kept + 4) * bytes) / 1024, kept);
   double lost = walltime;
   if (every > 0) lost = fmin(lost, (double)every * step);
   if (seconds > 0) lost = fmin(lost, seconds);

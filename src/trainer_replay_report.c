@@ -12,6 +12,11 @@ static const char *const seen_words[] = {[SPT_SEEN_OUTPUT] = "forward, its outpu
                                          [SPT_SEEN_GRADIENT] = "backward, its gradient",
                                          [SPT_SEEN_INPUT_GRADIENT] = "backward, the gradient of its input"};
 
+/* NaN has a sign, which tells nothing. */
+static double unsigned_nan(double value) {
+  return isnan(value) ? (double)NAN : value;
+}
+
 static double rms(const replay_entry *entry) {
   return sqrt(entry->squares / entry->values);
 }
@@ -95,8 +100,8 @@ static void print_growth(const trainer_replay *replay, bool gradients) {
 }
 
 void replay_print(const trainer_replay *replay, const trainer_step *step) {
-  trainer_progress_event("replay: step %lld: loss %.17g, gradient norm %.17g, learning rate %g%s", (long long)step->number, step->loss,
-                         step->grad_norm, step->lr, step->applied ? "" : "; the update is skipped");
+  trainer_progress_event("replay: step %lld: loss %.17g, gradient norm %.17g, learning rate %g%s", (long long)step->number,
+                         unsigned_nan(step->loss), unsigned_nan(step->grad_norm), step->lr, step->applied ? "" : "; the update is skipped");
   print_parameters(replay, replay->parameters, "before the step");
   const bool wrong = print_first(replay);
   if (!wrong && step->applied) trainer_progress_event("replay: every value of every op is finite");
@@ -104,7 +109,7 @@ void replay_print(const trainer_replay *replay, const trainer_step *step) {
     trainer_progress_event("replay: every value of every op is finite on its rank: the sum over ranks, or the loss or norm of all, is not");
   if (step->applied) print_parameters(replay, replay->updated, "after the update");
   if (replay->before.count == 0)
-    trainer_progress_event("replay: the replay begins with this step: nothing to compare its sizes with");
+    trainer_progress_event("replay: this step is the first of the replay: from an earlier checkpoint its sizes could be compared with the step before");
   print_growth(replay, false);
   print_growth(replay, true);
 }
