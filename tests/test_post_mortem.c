@@ -77,7 +77,12 @@ static void foreign_files_stay(void **state) {
   assert_int_equal(mkdir(in_output("post-mortem"), 0777), 0);
   assert_ok(spt_file_replace(in_output("post-mortem/step-00000007.json"), "mine", 4));
   assert_fails(SPT_ERR_USAGE, spt_post_mortem_write(output, 7, text), "step-00000007.json", "not written by this program");
-  for (int64_t step = 50; step < 100; step++) assert_ok(spt_post_mortem_write(output, step, text)); // 7 is among the first
+  assert_ok(spt_file_replace(in_output("post-mortem/step-00000075.json"), "mine too", 8));
+  for (int64_t step = 50; step < 100; step++) // 7 is among the first, 75 among those that go
+    if (step != 75) assert_ok(spt_post_mortem_write(output, step, text));
+  assert_ok(spt_file_read_all(in_output("post-mortem/step-00000075.json"), &kept, &bytes));
+  assert_string_equal(kept, "mine too");
+  free(kept);
   assert_ok(spt_file_read_all(in_output("post-mortem/step-00000007.json"), &kept, &bytes));
   assert_string_equal(kept, "mine");
   free(kept);
