@@ -14,6 +14,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
+enum { RANKS_MAX = 65536, THREADS_MAX = 4096 };
+
 /* ---- records ---- */
 
 /* Records from `records` on go to the end of the plan's, in place of those of the same steps or later ones. */
@@ -217,6 +219,9 @@ static spt_status settle(replay_plan *plan) {
   if (last->ranks < 1)
     return SPT_FAIL(SPT_ERR_USAGE, "replay: %s/metrics.jsonl does not say how many ranks computed step %lld: an earlier version wrote it", plan->run,
                     (long long)last->step);
+  if (last->ranks > RANKS_MAX || last->threads < 1 || last->threads > THREADS_MAX || last->micro < 1)
+    return SPT_FAIL(SPT_ERR_DATA, "replay: step %lld of %s: ranks = %lld, threads = %lld, micro = %lld: no such run", (long long)last->step, plan->run,
+                    (long long)last->ranks, (long long)last->threads, (long long)last->micro);
   plan->ranks = last->ranks;
   plan->micro = last->micro;
   plan->threads = last->threads;
