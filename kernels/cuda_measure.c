@@ -122,7 +122,7 @@ size_t spt_cuda_own_bytes(spt_dtype act, const spt_model_config *model, const sp
     int64_t m, n;
     spt_matrix_shape(model, (spt_matrix)matrix, &m, &n);
     if (!spt_matrix_low_rank(model, (spt_matrix)matrix)) {
-      scratch = larger(scratch, SPT_CUDA_STATS_BYTES(m * n));
+      scratch = larger(scratch, factor_scratch(optimizer, act, m, n));
       continue;
     }
     const int64_t r = spt_factor_rank(model->rank_ratio, m, n);

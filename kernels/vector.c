@@ -7,20 +7,31 @@
 
 enum { CHUNK = 1 << 16 }; // elements of a task in ops on flat arrays
 
+/* Rows of C in one task: all, or, of a large product, so many that a few matrices occupy many threads. By the shape alone: an entry's arithmetic
+ * depends neither on the batch nor on the threads. */
+static int64_t rows_of_task(const spt_gemm_batch *batch) {
+  enum { ROWS = 256 };
+  const double LARGE = 1 << 28; // multiply-adds: a millisecond or more of a core
+  return (double)batch->m * (double)batch->n * (double)batch->k < LARGE ? batch->m : ROWS;
+}
+
 spt_status spt_cpu_batched_gemm(spt_backend *backend, const spt_gemm_batch *batch) {
   spt_cpu *cpu = spt_cpu_begin(backend);
   const int64_t lda = batch->transpose_a ? batch->m : batch->k, ldb = batch->transpose_b ? batch->k : batch->n;
+  const int64_t most = rows_of_task(batch), blocks = spt_blocks(batch->m, most);
 #pragma omp parallel num_threads(backend->threads)
   {
     spt_cpu_thread *thread = spt_cpu_enter(cpu);
 #pragma omp for schedule(static, 1)
-    for (int64_t i = 0; i < batch->batch; i++) {
+    for (int64_t task = 0; task < batch->batch * blocks; task++) {
+      const int64_t i = task / blocks, row0 = task % blocks * most, rows = spt_min(most, batch->m - row0);
+      void *c = spt_at(batch->c[i], row0 * batch->n, batch->dtype);
       if (batch->d && batch->beta != 0.0f) // the product adds to C: start it from D
-        memcpy(batch->c[i], batch->d[i], (size_t)(batch->m * batch->n) * spt_dtype_size(batch->dtype));
-      spt_cpu_gemm(thread, batch->m, batch->n, batch->k, batch->alpha,
-                   (spt_operand){batch->a[i], lda, batch->dtype, batch->transpose_a},
-                   (spt_operand){batch->b[i], ldb, batch->dtype, batch->transpose_b}, batch->beta, batch->c[i],
-                   batch->n, batch->dtype);
+        memcpy(c, spt_at(batch->d[i], row0 * batch->n, batch->dtype), (size_t)(rows * batch->n) * spt_dtype_size(batch->dtype));
+      spt_cpu_gemm(thread, rows, batch->n, batch->k, batch->alpha,
+                   (spt_operand){spt_at(batch->a[i], batch->transpose_a ? row0 : row0 * lda, batch->dtype), lda, batch->dtype,
+                                 batch->transpose_a},
+                   (spt_operand){batch->b[i], ldb, batch->dtype, batch->transpose_b}, batch->beta, c, batch->n, batch->dtype);
     }
   }
   return spt_cpu_end(cpu, spt_cost_batched_gemm(batch));

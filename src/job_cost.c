@@ -61,13 +61,16 @@ spt_status job_memory_add_model(spt_backend *backend, const spt_model_config *mo
   return SPT_OK;
 }
 
-/* Parameters and optimizer state, in fp32: momentum and the left singular vector of a factor, else two moments. */
+/* Parameters and optimizer state, in fp32: momentum, with the left singular vector of a factor, else two moments. */
 static int64_t count_checkpoint(const spt_config *config, const spt_params *params) {
   const bool pairs = spt_method_uses_pairs(config->optimizer.method);
   int64_t elements = 0;
   for (int i = 0; i < params->tensor_count; i++) {
     const spt_tensor *tensor = &params->tensors[i];
-    elements += pairs && tensor->pair >= 0 ? 2 * tensor->count + tensor->rows : 3 * tensor->count;
+    if (pairs && tensor->pair >= 0)
+      elements += 2 * tensor->count + (spt_tensor_is_factor(tensor) ? tensor->rows : 0);
+    else
+      elements += 3 * tensor->count;
   }
   return elements * (int64_t)sizeof(float);
 }

@@ -214,13 +214,13 @@ static double state_bytes(const trainer *t) {
   return bytes;
 }
 
-/* What this rank's share of the plan takes: momentum and u of its pairs, two moments of its slices. */
+/* What this rank's share of the plan takes: momentum and, of factors, u of its pairs, two moments of its slices. */
 static double planned_bytes(const trainer *t) {
   const spt_share *share = &t->plan->shares[t->comm->rank];
   double elements = 0;
   for (int i = 0; i < share->pair_count; i++) {
     const spt_pair *pair = &t->params->pairs[share->pairs[i]];
-    elements += (double)((pair->m + pair->n) * (pair->r + 1));
+    elements += (double)(spt_pair_elements(pair) + (spt_pair_is_dense(pair) ? 0 : pair->m + pair->n));
   }
   for (int i = 0; i < share->slice_count; i++)
     elements += 2.0 * (double)(share->slices[i].end - share->slices[i].begin);

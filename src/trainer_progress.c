@@ -59,7 +59,7 @@ void trainer_progress_open(const trainer *t) {
   trainer_progress_event(
       "%s: %s parameters %.2f M, %d tensors, %d factor pairs; %lld sequences × %lld tokens a step, %lld steps",
       config->run.name, config->model.preset[0] ? config->model.preset : "model", (double)t->params->count / 1e6,
-      t->params->tensor_count, t->params->pair_count, (long long)config->batch.sequences,
+      t->params->tensor_count, spt_params_factor_pairs(t->params), (long long)config->batch.sequences,
       (long long)config->model.seq_len, (long long)config->schedule.steps);
   trainer_progress_event("%d rank%s × (%s), micro-batch %lld, %s%s; data: %lld training tokens in %d file%s",
                          t->comm->size, t->comm->size == 1 ? "" : "s", t->backend->description,

@@ -10,7 +10,7 @@
 
 /* ---- the list of datasets ---- */
 
-/* This rank's elements of each tensor: a whole factor, a slice, or nothing. */
+/* This rank's elements of each tensor: a whole factor or dense matrix, a slice, or nothing. */
 static void owned_range(const trainer *t, int tensor, int64_t *begin_p, int64_t *end_p) {
   const spt_share *share = &t->plan->shares[t->comm->rank];
   *begin_p = *end_p = 0;
@@ -56,9 +56,10 @@ spt_status trainer_list_items(trainer *t) {
   for (int i = 0; i < t->params->tensor_count; i++) add_model_item(t, i);
   t->model_item_count = t->item_count;
   for (int i = 0; i < t->params->tensor_count; i++) {
-    const bool factor = pairs && t->params->tensors[i].pair >= 0;
-    add_state_item(t, i, factor ? "momentum" : "adam_m");
-    add_state_item(t, i, factor ? "power_u" : "adam_v");
+    const spt_tensor *tensor = &t->params->tensors[i];
+    const bool pair = pairs && tensor->pair >= 0;
+    add_state_item(t, i, pair ? "momentum" : "adam_m");
+    if (!pair || spt_tensor_is_factor(tensor)) add_state_item(t, i, pair ? "power_u" : "adam_v");
   }
   return SPT_OK;
 }
@@ -103,6 +104,7 @@ static spt_status init_slice(trainer *t, int tensor, int64_t begin, int64_t end)
 /* Factor pairs, whatever their update rule, are decomposed as pairs: by their owner, or round robin where slices own
  * the factors. */
 static bool initialises_pair(const trainer *t, int index) {
+  if (spt_pair_is_dense(&t->params->pairs[index])) return false; // as the rest is: init_parameters
   if (!spt_method_uses_pairs(t->config.optimizer.method)) return index % t->comm->size == t->comm->rank;
   return t->plan->pair_owner[index] == t->comm->rank;
 }
@@ -147,8 +149,10 @@ static spt_status share_pairs(trainer *t) {
   spt_status status = spt_comm_agree(
       t->comm, without ? SPT_FAIL(SPT_ERR_RESOURCE, "out of memory sharing the initial parameters") : SPT_OK, NULL);
   for (int i = 0; status == SPT_OK && i < t->params->pair_count; i++) {
-    status = share_tensor(t, t->params->pairs[i].a, i % t->comm->size, buffer);
-    if (status == SPT_OK) status = share_tensor(t, t->params->pairs[i].b, i % t->comm->size, buffer);
+    const spt_pair *pair = &t->params->pairs[i];
+    if (spt_pair_is_dense(pair)) continue;
+    status = share_tensor(t, pair->a, i % t->comm->size, buffer);
+    if (status == SPT_OK) status = share_tensor(t, pair->b, i % t->comm->size, buffer);
   }
   free(buffer);
   return status;
@@ -159,7 +163,11 @@ static spt_status init_parameters(trainer *t) {
   spt_status status = init_pairs(t);
   for (int i = 0; status == SPT_OK && i < share->slice_count; i++) {
     const spt_slice *slice = &share->slices[i];
-    if (t->params->tensors[slice->tensor].pair < 0) status = init_slice(t, slice->tensor, slice->begin, slice->end);
+    if (!spt_tensor_is_factor(&t->params->tensors[slice->tensor])) status = init_slice(t, slice->tensor, slice->begin, slice->end);
+  }
+  for (int i = 0; status == SPT_OK && i < share->pair_count; i++) {
+    const spt_pair *pair = &t->params->pairs[share->pairs[i]];
+    if (spt_pair_is_dense(pair)) status = init_slice(t, pair->a, 0, spt_pair_elements(pair));
   }
   SPT_TRY(spt_comm_agree(t->comm, status, NULL));
   SPT_TRY(share_pairs(t));

@@ -122,7 +122,7 @@ static void each_owned(setting *s, int step, int p, range_fn fn) {
   for (int i = 0; i < share->pair_count; i++) {
     const spt_pair *pair = &s->params->pairs[share->pairs[i]];
     fn(s, step, pair->a, 0, s->params->tensors[pair->a].count);
-    fn(s, step, pair->b, 0, s->params->tensors[pair->b].count);
+    if (!spt_pair_is_dense(pair)) fn(s, step, pair->b, 0, s->params->tensors[pair->b].count);
   }
   for (int i = 0; i < share->slice_count; i++)
     fn(s, step, share->slices[i].tensor, share->slices[i].begin, share->slices[i].end);

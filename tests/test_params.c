@@ -148,6 +148,10 @@ static void pairs_and_layers(void **state) {
           assert_int_equal(at.b[matrix], -1);
           assert_int_equal(a->role, SPT_ROLE_DENSE);
           assert_int_equal(a->cols, n);
+          assert_int_equal(a->pair, pair);
+          const spt_pair *alone = &params->pairs[pair++];
+          assert_true(spt_pair_is_dense(alone) && alone->a == at.a[matrix] && alone->m == m && alone->n == n && alone->r == 0);
+          assert_int_equal(spt_pair_elements(alone), a->count);
           continue;
         }
         const spt_tensor *b = &params->tensors[at.b[matrix]];

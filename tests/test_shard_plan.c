@@ -100,7 +100,7 @@ static void check_stages(const random_case *c) {
     bytes[i] += piece;
     if (uses_pairs(c) && tensor->pair >= 0) {
       const spt_pair *pair = &c->params->pairs[tensor->pair];
-      piece = 4 * (pair->m + pair->n) * pair->r;
+      piece = 4 * (spt_pair_is_dense(pair) ? pair->m * pair->n : (pair->m + pair->n) * pair->r);
     }
     if (piece > largest[i]) largest[i] = piece;
     if (stage > latest[i]) latest[i] = stage;
@@ -161,9 +161,12 @@ static void check_shares(const random_case *c) {
       assert_true(i == 0 || share->pairs[i - 1] < share->pairs[i]);
       assert_int_equal(c->plan->pair_owner[share->pairs[i]], p);
       own(c, owned, p, pair->a, 0, params->tensors[pair->a].count);
-      own(c, owned, p, pair->b, 0, params->tensors[pair->b].count);
-      assert_true(c->plan->layout.offset[pair->a] < c->plan->layout.offset[pair->b]);
-      elements += (pair->m + pair->n) * pair->r;
+      elements += params->tensors[pair->a].count;
+      if (!spt_pair_is_dense(pair)) {
+        own(c, owned, p, pair->b, 0, params->tensors[pair->b].count);
+        assert_true(c->plan->layout.offset[pair->a] < c->plan->layout.offset[pair->b]);
+        elements += params->tensors[pair->b].count;
+      }
       if (orthogonal) load += spt_flops_pair(&c->optimizer, pair);
     }
     for (int i = 0; i < share->slice_count; i++) {
@@ -197,7 +200,7 @@ static void check_balance(const random_case *c) {
   }
   for (int i = 0; uses_pairs(c) && i < c->params->pair_count; i++) {
     const spt_pair *pair = &c->params->pairs[i];
-    const double load = spt_flops_pair(&c->optimizer, pair) + ELEMENT_FLOPS * (double)((pair->m + pair->n) * pair->r);
+    const double load = spt_flops_pair(&c->optimizer, pair) + ELEMENT_FLOPS * (double)spt_pair_elements(pair);
     if (load > piece) piece = load;
   }
   const double padding = ELEMENT_FLOPS * LINE * (c->params->tensor_count + 2.0 * c->plan->bucket_count);

@@ -259,7 +259,8 @@ typedef struct spt_ops {
   spt_status (*factor_momentum)(spt_backend *backend, int count, const spt_factor_entry *entries, float beta, bool normalize, spt_dtype dtype, const spt_control *control);
   /* Alg. 3, `steps` iterations on w, in fp32 (norms in double): updates u, writes sigma. A zero w gives sigma 0 and leaves u. */
   spt_status (*power_iteration)(spt_backend *backend, int count, const spt_factor_entry *entries, int steps, const spt_control *control);
-  /* entries 2i, 2i+1 are A, B of pair i:  w ← (1 − lr·decay)·w − rho·x,  rho = lr/(sigma_A + sigma_B + 1) with renormalize, else lr */
+  /* w ← (1 − lr·decay)·w − rho·x; with renormalize entries 2i, 2i+1 are A, B of pair i and rho = lr/(sigma_A + sigma_B + 1), else each entry is by
+   * itself and rho = lr */
   spt_status (*factor_update)(spt_backend *backend, int count, const spt_factor_entry *entries, float lr, float decay, bool renormalize, spt_dtype dtype, const spt_control *control);
   /* Decoupled AdamW on `count` elements; step is the number of applied updates including this one (from 1), or 0: control->applied is. */
   spt_status (*adamw)(spt_backend *backend, int64_t count, float *w, const float *gradient, float *m, float *v, float lr, float decay, float beta1, float beta2, float eps, int64_t step, const spt_control *control);

@@ -1,4 +1,4 @@
-/* Spectron and its ablations on owned factor pairs, AdamW on owned slices (arXiv:2602.12429, Alg. 1). Pairs of equal
+/* Spectron and its ablations on owned factor pairs and dense matrices, AdamW on owned slices (arXiv:2602.12429, Alg. 1). Pairs of equal
  * shape go through Newton–Schulz together, in chunks of a bounded workspace; each matrix's arithmetic is its own, so
  * that neither the owner nor the chunk changes a bit of it. */
 #include "optimizer.h"
@@ -54,7 +54,7 @@ struct spt_optimizer {
 };
 
 static const spt_tensor *factor(const spt_optimizer *optimizer, const owned_pair *owned, int side) {
-  return &optimizer->params->tensors[side ? owned->pair->b : owned->pair->a];
+  return &optimizer->params->tensors[spt_pair_tensor(owned->pair, side)];
 }
 
 static bool orthogonalizes(spt_method method) {
@@ -64,8 +64,9 @@ static bool orthogonalizes(spt_method method) {
 static spt_dtype direction_dtype(spt_method method, spt_dtype act) {
   return orthogonalizes(method) ? act : SPT_F32;
 }
-static bool renormalizes(spt_method method) {
-  return method == SPT_METHOD_SPECTRON || method == SPT_METHOD_RENORM;
+/* A dense matrix has no second factor whose norm would amplify its update: rho is eta as it is. */
+static bool renormalizes(spt_method method, const spt_pair *pair) {
+  return (method == SPT_METHOD_SPECTRON || method == SPT_METHOD_RENORM) && !spt_pair_is_dense(pair);
 }
 
 /* ---- plan ---- */
@@ -82,11 +83,26 @@ static bool same_shape(const spt_pair *p, const spt_pair *q) {
   return p->m == q->m && p->n == q->n && p->r == q->r;
 }
 
+/* Rows and columns of a pair's tensors: A (m, r) and B (n, r), or W (m, n). */
+static int64_t side_rows(const spt_pair *pair, int side) {
+  return side ? pair->n : pair->m;
+}
+static int64_t side_cols(const spt_pair *pair) {
+  return spt_pair_is_dense(pair) ? pair->n : pair->r;
+}
+/* Elements that the direction of one side takes in the workspace. */
+static int64_t direction_elements(const spt_pair *pair, int side) {
+  return (side_rows(pair, side) * side_cols(pair) + 31) / 32 * 32;
+}
+
 /* Elements of workspace one pair needs: the normalised momenta and, to orthogonalise them, Newton–Schulz's scratch. */
 static int64_t pair_workspace(const spt_optimizer_config *config, const spt_pair *pair) {
-  const int64_t x = (pair->m * pair->r + 31) / 32 * 32 + (pair->n * pair->r + 31) / 32 * 32;
-  if (!orthogonalizes(config->method)) return x;
-  return x + spt_newton_schulz_scratch(pair->m, pair->r) + spt_newton_schulz_scratch(pair->n, pair->r);
+  int64_t elements = 0;
+  for (int side = 0; side < spt_pair_sides(pair); side++) {
+    elements += direction_elements(pair, side);
+    if (orthogonalizes(config->method)) elements += spt_newton_schulz_scratch(side_rows(pair, side), side_cols(pair));
+  }
+  return elements;
 }
 
 /* Sorts the pairs by shape, cuts them into chunks and reserves both slabs. Allocates only host lists. */
@@ -106,10 +122,10 @@ static spt_status plan(spt_optimizer *optimizer, const spt_share *share, spt_dty
     owned_pair *owned = &optimizer->pairs[i];
     owned->pair = &params->pairs[share->pairs[i]];
     owned->share_index = i;
-    for (int side = 0; side < 2; side++) {
+    for (int side = 0; side < spt_pair_sides(owned->pair); side++) {
       const spt_tensor *tensor = factor(optimizer, owned, side);
       owned->momentum[side] = spt_slab_reserve(&optimizer->state, (size_t)tensor->count * sizeof(float));
-      owned->u[side] = spt_slab_reserve(&optimizer->state, (size_t)tensor->rows * sizeof(float));
+      if (!spt_pair_is_dense(owned->pair)) owned->u[side] = spt_slab_reserve(&optimizer->state, (size_t)tensor->rows * sizeof(float));
     }
   }
   for (int i = 0; i < share->slice_count; i++) {
@@ -176,8 +192,8 @@ static void list_pieces(spt_optimizer *optimizer) {
   spt_state_piece *piece = optimizer->pieces;
   for (int i = 0; i < optimizer->pair_count; i++) {
     const owned_pair *owned = &optimizer->pairs[i];
-    for (int side = 0; side < 2; side++) {
-      const int index = side ? owned->pair->b : owned->pair->a;
+    for (int side = 0; side < spt_pair_sides(owned->pair); side++) {
+      const int index = spt_pair_tensor(owned->pair, side);
       const spt_tensor *tensor = factor(optimizer, owned, side);
       *piece++ = (spt_state_piece){index,
                                    "momentum",
@@ -186,6 +202,7 @@ static void list_pieces(spt_optimizer *optimizer) {
                                    0,
                                    tensor->count,
                                    spt_slab_at(&optimizer->state, owned->momentum[side])};
+      if (spt_pair_is_dense(owned->pair)) continue;
       *piece++ = (spt_state_piece){
           index, "power_u", tensor->rows, 1, 0, tensor->rows, spt_slab_at(&optimizer->state, owned->u[side])};
     }
@@ -303,9 +320,9 @@ static spt_status add_stats(spt_optimizer *optimizer, const spt_tensor *tensor, 
 
 spt_status spt_optimizer_gradient_stats(spt_optimizer *optimizer, spt_control *control, double *group_squares) {
   for (int i = 0; i < optimizer->pair_count; i++) {
-    for (int side = 0; side < 2; side++) {
-      const owned_pair *owned = &optimizer->pairs[i];
-      const float *gradient = optimizer->gradients + optimizer->layout->offset[side ? owned->pair->b : owned->pair->a];
+    const owned_pair *owned = &optimizer->pairs[i];
+    for (int side = 0; side < spt_pair_sides(owned->pair); side++) {
+      const float *gradient = optimizer->gradients + optimizer->layout->offset[spt_pair_tensor(owned->pair, side)];
       const spt_tensor *tensor = factor(optimizer, owned, side);
       SPT_TRY(add_stats(optimizer, tensor, tensor->count, gradient, control, group_squares));
     }
@@ -319,65 +336,64 @@ spt_status spt_optimizer_gradient_stats(spt_optimizer *optimizer, spt_control *c
   return SPT_OK;
 }
 
-/* Entries 2i, 2i + 1 are A, B of pair i; normalised momenta lie side by side in the workspace: all A, then all B. */
+/* Entries 2i, 2i + 1 are A, B of pair i, or entry i is dense matrix i; normalised momenta lie side by side in the workspace: all A, then all B. */
 static void fill_entries(spt_optimizer *optimizer, const chunk *part, char *x) {
+  const int sides = spt_pair_sides(optimizer->pairs[part->first].pair);
   const int64_t size = (int64_t)spt_dtype_size(direction_dtype(optimizer->config.method, optimizer->backend->act));
   float *sigmas = spt_slab_at(&optimizer->workspace, optimizer->sigmas);
-  for (int side = 0; side < 2; side++) {
+  for (int side = 0; side < sides; side++) {
     for (int i = 0; i < part->count; i++) {
       const owned_pair *owned = &optimizer->pairs[part->first + i];
       const spt_tensor *tensor = factor(optimizer, owned, side);
-      const int64_t offset = optimizer->layout->offset[side ? owned->pair->b : owned->pair->a];
-      optimizer->entries[2 * i + side] =
+      const int64_t offset = optimizer->layout->offset[spt_pair_tensor(owned->pair, side)];
+      optimizer->entries[sides * i + side] =
           (spt_factor_entry){.rows = tensor->rows,
                              .cols = tensor->cols,
                              .w = optimizer->parameters + offset,
                              .gradient = optimizer->gradients + offset,
                              .momentum = spt_slab_at(&optimizer->state, owned->momentum[side]),
-                             .u = spt_slab_at(&optimizer->state, owned->u[side]),
+                             .u = sides == 2 ? spt_slab_at(&optimizer->state, owned->u[side]) : NULL,
                              .sigma = sigmas + 2 * (part->first + i) + side,
                              .x = x};
-      x += (tensor->count + 31) / 32 * 32 * size;
+      x += direction_elements(owned->pair, side) * size;
     }
   }
 }
 
 /* Orthogonalises one side of a chunk, in one batch. */
 static spt_status orthogonalize(spt_optimizer *optimizer, const chunk *part, int side, char *scratch) {
+  const int sides = spt_pair_sides(optimizer->pairs[part->first].pair);
   spt_factor_entry *entries = optimizer->entries;
   void **x = optimizer->lists;
-  for (int i = 0; i < part->count; i++) x[i] = entries[2 * i + side].x;
-  SPT_TRY(spt_newton_schulz(optimizer->backend, part->count, entries[side].rows, entries[side].cols,
-                            optimizer->backend->act, (int)optimizer->config.newton_schulz_steps, x, scratch,
-                            optimizer->lists + part->count));
-  for (int i = 0; i < part->count; i++) entries[2 * i + side].x = x[i];
+  for (int i = 0; i < part->count; i++) x[i] = entries[sides * i + side].x;
+  SPT_TRY(spt_newton_schulz(optimizer->backend, &optimizer->config, part->count, entries[side].rows, entries[side].cols,
+                            optimizer->backend->act, x, scratch, optimizer->lists + part->count));
+  for (int i = 0; i < part->count; i++) entries[sides * i + side].x = x[i];
   return SPT_OK;
 }
 
-/* Alg. 1 lines 7–16 for the pairs of one chunk. */
+/* Alg. 1 lines 7–16 for the pairs, or the dense matrices, of one chunk. */
 static spt_status step_chunk(spt_optimizer *optimizer, const chunk *part, float lr, const spt_control *control) {
   spt_backend *backend = optimizer->backend;
   const spt_optimizer_config *config = &optimizer->config;
   const spt_dtype dtype = direction_dtype(config->method, backend->act);
   const spt_pair *shape = optimizer->pairs[part->first].pair;
   const int64_t size = (int64_t)spt_dtype_size(dtype);
-  char *x = spt_slab_at(&optimizer->workspace, optimizer->scratch);
-  const int64_t x_elements = (shape->m * shape->r + 31) / 32 * 32 + (shape->n * shape->r + 31) / 32 * 32;
-  char *scratch_a = x + part->count * x_elements * size;
-  char *scratch_b = scratch_a + part->count * spt_newton_schulz_scratch(shape->m, shape->r) * size;
+  const int sides = spt_pair_sides(shape), entries = sides * part->count;
+  const bool renormalize = renormalizes(config->method, shape);
+  char *x = spt_slab_at(&optimizer->workspace, optimizer->scratch), *scratch = x;
 
   fill_entries(optimizer, part, x);
-  SPT_TRY(backend->ops->factor_momentum(backend, 2 * part->count, optimizer->entries, (float)config->momentum,
+  SPT_TRY(backend->ops->factor_momentum(backend, entries, optimizer->entries, (float)config->momentum,
                                         config->method != SPT_METHOD_SGD, dtype, control));
-  if (orthogonalizes(config->method)) {
-    SPT_TRY(orthogonalize(optimizer, part, 0, scratch_a));
-    SPT_TRY(orthogonalize(optimizer, part, 1, scratch_b));
+  for (int side = 0; side < sides; side++) scratch += part->count * direction_elements(shape, side) * size;
+  for (int side = 0; side < sides && orthogonalizes(config->method); side++) {
+    SPT_TRY(orthogonalize(optimizer, part, side, scratch));
+    scratch += part->count * spt_newton_schulz_scratch(side_rows(shape, side), side_cols(shape)) * size;
   }
-  if (renormalizes(config->method))
-    SPT_TRY(
-        backend->ops->power_iteration(backend, 2 * part->count, optimizer->entries, (int)config->power_steps, control));
-  return backend->ops->factor_update(backend, 2 * part->count, optimizer->entries, lr, (float)config->weight_decay,
-                                     renormalizes(config->method), dtype, control);
+  if (renormalize)
+    SPT_TRY(backend->ops->power_iteration(backend, entries, optimizer->entries, (int)config->power_steps, control));
+  return backend->ops->factor_update(backend, entries, optimizer->entries, lr, (float)config->weight_decay, renormalize, dtype, control);
 }
 
 spt_status spt_optimizer_step(spt_optimizer *optimizer, double lr_factor, const spt_control *control) {

@@ -1,4 +1,5 @@
-/* The sharded optimizer step: Spectron and its ablations on factor pairs (arXiv:2602.12429, Alg. 1–3), AdamW on all else.
+/* The sharded optimizer step: Spectron and its ablations on factor pairs (arXiv:2602.12429, Alg. 1–3), the same directions with rho = eta on dense
+ * matrices (one matrix alone: ‖ΔW‖₂ ≤ eta as it is), AdamW on all else.
  * A rank holds state only for its share. */
 #ifndef SPT_OPTIMIZER_H
 #define SPT_OPTIMIZER_H
@@ -20,7 +21,7 @@ typedef struct spt_share {
   int slice_count;
 } spt_share;
 
-/* True when factor pairs are updated as pairs (every method but adamw). */
+/* True when factor pairs and dense matrices are updated as such (every method but adamw). */
 static inline bool spt_method_uses_pairs(spt_method method) { return method != SPT_METHOD_ADAMW; }
 
 typedef struct spt_optimizer spt_optimizer;
@@ -29,7 +30,7 @@ typedef struct spt_optimizer spt_optimizer;
 typedef struct spt_state_piece {
   int tensor;
   const char *kind;   /* "momentum", "power_u", "adam_m", "adam_v" */
-  int64_t rows, cols; /* shape of the whole dataset: the tensor's, or (rows, 1) for power_u */
+  int64_t rows, cols; /* shape of the whole dataset: the tensor's, or (rows, 1) for power_u (factors only) */
   int64_t begin, end;
   float *values; /* backend memory, end − begin elements */
 } spt_state_piece;

@@ -57,6 +57,8 @@ static void add_matrix(spt_params *params, const spt_model_config *model, int la
     snprintf(name, sizeof name, "%s.weight", matrix_name[matrix]);
     const int dense = add_tensor(params, SPT_ROLE_DENSE, layer, name, m, n);
     params->tensors[dense].matrix = (int)matrix;
+    params->tensors[dense].pair = params->pair_count;
+    params->pairs[params->pair_count++] = (spt_pair){.a = dense, .b = -1, .layer = layer, .matrix = matrix, .m = m, .n = n};
     return;
   }
   const int64_t r = spt_factor_rank(model->rank_ratio, m, n);
@@ -101,6 +103,12 @@ void spt_params_close(spt_params **params_p) {
   free((*params_p)->pairs);
   free(*params_p);
   *params_p = NULL;
+}
+
+int spt_params_factor_pairs(const spt_params *params) {
+  int count = 0;
+  for (int i = 0; i < params->pair_count; i++) count += !spt_pair_is_dense(&params->pairs[i]);
+  return count;
 }
 
 int spt_params_find(const spt_params *params, const char *name) {

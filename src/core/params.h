@@ -24,19 +24,31 @@ typedef struct spt_tensor {
   spt_role role;
   int layer;          /* -1: none */
   int matrix;         /* spt_matrix, or -1 */
-  int pair;           /* index of its factor pair, or -1 */
+  int pair;           /* index in pairs, or -1 */
   int64_t rows, cols; /* a gain is (1, hidden) */
   int64_t count;      /* rows·cols */
   bool decay;         /* weight decay applies */
 } spt_tensor;
 
-/* A factor pair W = A·Bᵀ, A (m, r), B (n, r): W maps n inputs to m outputs. */
+/* What an optimizer other than AdamW updates as one: a factor pair W = A·Bᵀ, A (m, r), B (n, r), or a dense matrix by itself, W (m, n), with
+ * b = -1 and r = 0. W maps n inputs to m outputs. */
 typedef struct spt_pair {
-  int a, b; /* tensor indices */
+  int a, b; /* tensor indices; a: of a dense matrix itself */
   int layer;
   spt_matrix matrix;
   int64_t m, n, r;
 } spt_pair;
+
+static inline bool spt_pair_is_dense(const spt_pair *pair) { return pair->b < 0; }
+/* Its tensors: 2 of a factor pair, 1 of a dense matrix; tensor `side` of them. */
+static inline int spt_pair_sides(const spt_pair *pair) { return spt_pair_is_dense(pair) ? 1 : 2; }
+static inline int spt_pair_tensor(const spt_pair *pair, int side) { return side ? pair->b : pair->a; }
+static inline int64_t spt_pair_elements(const spt_pair *pair) {
+  return spt_pair_is_dense(pair) ? pair->m * pair->n : (pair->m + pair->n) * pair->r;
+}
+static inline bool spt_tensor_is_factor(const spt_tensor *tensor) {
+  return tensor->role == SPT_ROLE_FACTOR_A || tensor->role == SPT_ROLE_FACTOR_B;
+}
 
 typedef struct spt_params {
   int tensor_count, pair_count;
@@ -54,6 +66,8 @@ typedef struct spt_layer_tensors {
 /* Builds the table. The caller closes it. SPT_ERR_RESOURCE out of memory. Local. */
 spt_status spt_params_open(const spt_model_config *model, spt_params **params_p);
 void spt_params_close(spt_params **params_p);
+/* How many of the pairs are factor pairs. */
+int spt_params_factor_pairs(const spt_params *params);
 /* Index of the tensor `name`, -1 if there is none. */
 int spt_params_find(const spt_params *params, const char *name);
 /* Outputs m and inputs n of one of a layer's matrices. */

@@ -42,10 +42,11 @@ spt_status spt_gradient_part_sums(spt_backend *backend, const spt_shard_plan *pl
   const spt_share *share = &plan->shares[rank];
   for (int i = 0; i < share->pair_count; i++) {
     const spt_pair *pair = &params->pairs[share->pairs[i]];
-    const int tensors[2] = {pair->a, pair->b};
-    for (int side = 0; side < 2; side++)
-      SPT_TRY(add_part(backend, params->tensors[tensors[side]].count, gradients + plan->layout.offset[tensors[side]], control,
-                       &sums[first[tensors[side]]], non_finite_p));
+    for (int side = 0; side < spt_pair_sides(pair); side++) {
+      const int tensor = spt_pair_tensor(pair, side);
+      SPT_TRY(add_part(backend, params->tensors[tensor].count, gradients + plan->layout.offset[tensor], control, &sums[first[tensor]],
+                       non_finite_p));
+    }
   }
   for (int i = 0; i < share->slice_count; i++) {
     const spt_slice *slice = &share->slices[i];

@@ -1,7 +1,7 @@
 /* The plan is made in four passes over the parameter table: owners (who updates what), buckets (what is reduced
  * together), layout (where it lies, runs by owner), shares (what each rank updates, read off the layout).
  *
- * A tensor is either WHOLE: a factor of a pair, or a gain where there are pairs; its owner has all of it. Or CUT:
+ * A tensor is either WHOLE: a factor of a pair or a dense matrix, or a gain where there are pairs; its owner has all of it. Or CUT:
  * everything updated elementwise. Whole and cut tensors have buckets of their own: the first are sorted by owner inside
  * a bucket, the second lie one after the other and are cut anywhere, each rank taking the same fraction of every
  * bucket. */
@@ -50,7 +50,7 @@ static void *plan_calloc(size_t count, size_t size) {
 static double pair_load(const builder *b, const spt_pair *pair) {
   const bool orthogonalize = b->optimizer->method == SPT_METHOD_SPECTRON || b->optimizer->method == SPT_METHOD_MUON;
   return (orthogonalize ? spt_flops_pair(b->optimizer, pair) : 0) +
-         ELEMENT_FLOPS * (double)((pair->m + pair->n) * pair->r);
+         ELEMENT_FLOPS * (double)spt_pair_elements(pair);
 }
 
 static int least_loaded(const spt_shard_plan *plan) {
@@ -74,9 +74,10 @@ static void own_pairs(builder *b) {
   for (int i = 0; i < count; i++) {
     const spt_pair *pair = &b->params->pairs[order[i]];
     int rank = least_loaded(plan);
-    plan->pair_owner[order[i]] = b->owner[pair->a] = b->owner[pair->b] = rank;
+    plan->pair_owner[order[i]] = rank;
+    for (int side = 0; side < spt_pair_sides(pair); side++) b->owner[spt_pair_tensor(pair, side)] = rank;
     plan->load[rank] += pair_load(b, pair);
-    plan->elements[rank] += (pair->m + pair->n) * pair->r;
+    plan->elements[rank] += spt_pair_elements(pair);
   }
 }
 
@@ -148,17 +149,17 @@ static spt_status make_buckets(builder *b) {
     if (stage == last_stage) open[0] = open[1] = -1;
     for (int t = 0; t < params->tensor_count; t++) {
       const spt_tensor *tensor = &params->tensors[t];
-      const bool whole = b->owner[t] != CUT, pair = whole && tensor->pair >= 0;
-      if (spt_model_stage(b->model, params, t) != stage || (pair && params->pairs[tensor->pair].b == t)) continue;
-      int64_t bytes = tensor->count * (int64_t)sizeof(float);
-      if (pair) bytes += params->tensors[params->pairs[tensor->pair].b].count * (int64_t)sizeof(float);
+      const bool whole = b->owner[t] != CUT;
+      const spt_pair *pair = whole && tensor->pair >= 0 ? &params->pairs[tensor->pair] : NULL;
+      if (spt_model_stage(b->model, params, t) != stage || (pair && pair->b == t)) continue;
+      const int64_t bytes = (pair ? spt_pair_elements(pair) : tensor->count) * (int64_t)sizeof(float);
       int *at = &open[whole ? 0 : 1];
       if (*at >= 0 && !whole && bytes >= b->bucket_bytes) *at = -1; // a large tensor is a bucket of its own
       if (*at < 0) *at = count++;
       buckets[*at].ready_stage = stage;
       buckets[*at].end += bytes;
       b->bucket[t] = *at;
-      if (pair) b->bucket[params->pairs[tensor->pair].b] = *at;
+      if (pair && !spt_pair_is_dense(pair)) b->bucket[pair->b] = *at;
       if (buckets[*at].end >= b->bucket_bytes) *at = -1;
     }
   }
@@ -176,14 +177,13 @@ static int64_t place(builder *b, int tensor, int64_t at) {
   return align(at + b->params->tensors[tensor].count + ZONE);
 }
 
-/* Rank p's whole tensors of a bucket: its pairs, A beside B, then its gains. */
+/* Rank p's whole tensors of a bucket: its pairs, A beside B, and dense matrices, then its gains. */
 static int64_t place_run(builder *b, int bucket, int rank, int64_t at) {
   const spt_params *params = b->params;
   for (int i = 0; i < params->pair_count; i++) {
     const spt_pair *pair = &params->pairs[i];
     if (b->bucket[pair->a] != bucket || b->owner[pair->a] != rank) continue;
-    at = place(b, pair->a, at);
-    at = place(b, pair->b, at);
+    for (int side = 0; side < spt_pair_sides(pair); side++) at = place(b, spt_pair_tensor(pair, side), at);
   }
   for (int t = 0; t < params->tensor_count; t++)
     if (params->tensors[t].role == SPT_ROLE_GAIN && b->bucket[t] == bucket && b->owner[t] == rank) at = place(b, t, at);

@@ -170,8 +170,9 @@ static void list_products(bench *b, const spt_params *params) {
   const bool orthogonal = c->optimizer.method == SPT_METHOD_SPECTRON || c->optimizer.method == SPT_METHOD_MUON;
   for (int i = 0; orthogonal && i < params->pair_count; i++) {
     const spt_pair *pair = &params->pairs[i];
-    add_factor(b, pair->m, pair->r, (double)c->optimizer.newton_schulz_steps);
-    add_factor(b, pair->n, pair->r, (double)c->optimizer.newton_schulz_steps);
+    const bool dense = spt_pair_is_dense(pair);
+    add_factor(b, pair->m, dense ? pair->n : pair->r, (double)c->optimizer.newton_schulz_steps);
+    if (!dense) add_factor(b, pair->n, pair->r, (double)c->optimizer.newton_schulz_steps);
   }
 }
 

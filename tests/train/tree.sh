@@ -34,6 +34,20 @@ run changing 2 --resume --set schedule.kind=constant --set schedule.warmup=0
 run constant 4 --set schedule.kind=constant --set schedule.warmup=0
 same constant changing
 
+note "dense matrices by Muon, and beside factors: any number of ranks, another one at a resume"
+for model in "dense --set optimizer.method=muon" low-rank-ffn; do
+    kind=${model%% *}
+    # shellcheck disable=SC2086
+    all="--set schedule.kind=constant --set schedule.warmup=0 --set model.parameterization=$model"
+    # shellcheck disable=SC2086
+    {
+        run "$kind-1" 1 $all
+        run "$kind-6" 6 $all --set schedule.steps=2
+        run "$kind-6" 4 $all --resume
+    }
+    same "$kind-1" "$kind-6"
+done
+
 note "without overlap; bf16 and two threads; AdamW; no power of two"
 run blocking 4 --set dist.overlap=false
 same p1 blocking
