@@ -68,6 +68,7 @@ void spt_config_defaults(spt_config *config) {
   config->optimizer.adamw.beta1 = 0.9;
   config->optimizer.adamw.beta2 = 0.95;
   config->optimizer.adamw.eps = 1e-8;
+  config->guidance.fraction = 0.5;
   config->schedule.warmup = 0.05;
   config->batch.sequences = 512;
   config->validation.every = 500;
@@ -163,6 +164,10 @@ spt_status spt_config_complete(spt_config *config) {
   SPT_TRY(check_model(&config->model));
   SPT_TRY(complete_schedule(config));
   SPT_TRY(check_keys(config, NULL));
+  if (config->guidance.method != SPT_GUIDANCE_NONE && config->model.parameterization == SPT_DENSE)
+    return SPT_FAIL(SPT_ERR_USAGE, "[guidance] method = \"self-guided\": guides factor pairs, of which a dense model has none; set "
+                                   "model.parameterization to \"low-rank\" or \"low-rank-ffn\", or guidance.method to \"none\"");
+  config->model.guided = config->guidance.method != SPT_GUIDANCE_NONE;
   if (!config->run.name[0] || strchr(config->run.name, '/'))
     return SPT_FAIL(SPT_ERR_USAGE, "[run] name = \"%s\": must be a plain name, without slashes", config->run.name);
   if (!config->run.output[0]) return SPT_FAIL(SPT_ERR_USAGE, "[run] output = \"\": must not be empty");

@@ -31,15 +31,16 @@ void spt_flops_count(const spt_model_config *model, const spt_optimizer_config *
   spt_flops flops = {0};
   for (int i = 0; i < params->tensor_count; i++) {
     const spt_tensor *tensor = &params->tensors[i];
-    if (tensor->matrix >= 0) flops.matrices_forward += 2 * (double)tensor->count;
+    const bool guide = tensor->role == SPT_ROLE_GUIDE;
+    if (tensor->matrix >= 0) *(guide ? &flops.guide_forward : &flops.matrices_forward) += 2 * (double)tensor->count;
     if (tensor->pair < 0 || optimizer->method == SPT_METHOD_ADAMW)
-      flops.optimizer_step += adamw * (double)tensor->count;
+      *(guide ? &flops.guide_step : &flops.optimizer_step) += adamw * (double)tensor->count;
   }
   for (int i = 0; i < params->pair_count && optimizer->method != SPT_METHOD_ADAMW; i++) {
     const spt_pair *pair = &params->pairs[i];
-    flops.optimizer_step += spt_flops_pair(optimizer, pair);
-    if (orthogonalizes(optimizer->method))
-      flops.optimizer_step += rest_of_pair(optimizer, pair);
+    double *step = spt_params_guided_by(params, i) >= 0 ? &flops.guide_step : &flops.optimizer_step;
+    *step += spt_flops_pair(optimizer, pair);
+    if (orthogonalizes(optimizer->method)) *step += rest_of_pair(optimizer, pair);
   }
   // A token at position i attends to i + 1 keys: (T + 1)/2 on average, for scores and for values.
   flops.attention_forward = (double)model->layers * 2 * 2 * hidden * ((double)model->seq_len + 1) / 2;

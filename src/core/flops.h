@@ -9,6 +9,8 @@ typedef struct spt_flops {
   double attention_forward; /* per token: causal scores and values, average over positions: 2·2·H·(T+1)/2 a layer */
   double head_forward;      /* per token: 2·H·V */
   double train_per_token;   /* 3 × (matrices + attention + head): forward, and backward at twice its cost */
+  double guide_forward; /* per token: every guide once; in none of the sums */
+  double guide_step;    /* whole model: the guides' part of an optimizer step; in none of the sums */
   double optimizer_step; /* whole model: Newton–Schulz; per element of a pair 3 momentum, 3 norm, 4 per power iteration,
                             3 update; 14 AdamW */
   double six_nd_per_token; /* 6·N as the paper counts */
