@@ -135,7 +135,7 @@ static spt_status complete_schedule(spt_config *config) {
     schedule->steps = steps;
   }
   if (schedule->steps == 0)
-    return SPT_FAIL(SPT_ERR_USAGE, "[schedule] steps: is missing; give steps, or tokens (%lld make a step)",
+    return SPT_FAIL(SPT_ERR_USAGE, "[schedule] steps: is missing; give steps, tokens (%lld make a step) or match_flops",
                     (long long)step_tokens);
   if (schedule->steps > 0 && schedule->steps > INT64_MAX / 4 / step_tokens)
     return SPT_FAIL(SPT_ERR_USAGE, "[schedule] steps = %lld: at %lld tokens a step the run's tokens exceed 2^61",

@@ -15,6 +15,7 @@ typedef enum { SPT_LOW_RANK, SPT_LOW_RANK_FFN, SPT_DENSE } spt_parameterization;
 typedef enum { SPT_METHOD_SPECTRON, SPT_METHOD_MUON, SPT_METHOD_RENORM, SPT_METHOD_SGD, SPT_METHOD_ADAMW } spt_method;
 typedef enum { SPT_GUIDANCE_NONE, SPT_GUIDANCE_SELF } spt_guidance_method;
 typedef enum { SPT_SCHEDULE_COSINE, SPT_SCHEDULE_LINEAR, SPT_SCHEDULE_CONSTANT } spt_schedule_kind;
+typedef enum { SPT_MATCH_NOMINAL, SPT_MATCH_SIX_ND, SPT_MATCH_EXACT } spt_match_count;
 typedef enum { SPT_REDUCTION_ALL_REDUCE, SPT_REDUCTION_REDUCE_SCATTER, SPT_REDUCTION_TREE } spt_reduction;
 typedef enum { SPT_PRECISION_AUTO, SPT_PRECISION_BF16, SPT_PRECISION_FP32, SPT_PRECISION_TF32 } spt_precision;
 typedef enum { SPT_BACKEND_AUTO, SPT_BACKEND_CPU, SPT_BACKEND_CUDA } spt_backend_kind;
@@ -40,12 +41,21 @@ typedef struct spt_optimizer_config {
   } adamw; /* for all that is no factor */
 } spt_optimizer_config;
 
+typedef struct spt_guidance_config {
+  spt_guidance_method method;
+  bool stochastic;
+  double fraction; /* of the steps, from the first */
+} spt_guidance_config;
+
 typedef struct spt_schedule_config {
   spt_schedule_kind kind;
   int64_t steps;  /* > 0 after completion */
   int64_t tokens; /* alternative to steps: rounded up to whole steps; 0 = not given */
   double warmup;  /* fraction of the steps */
   double final;   /* last factor of the peak lr */
+  char match_flops[SPT_PATH_MAX]; /* another job: as many steps as spend its FLOPs; "": not given. steps has them once the job is loaded */
+  spt_match_count match_count;    /* which FLOPs (flops_match.h) */
+  int64_t matched[3];             /* no key: the steps by each way of counting */
 } spt_schedule_config;
 
 typedef struct spt_globs {
@@ -61,11 +71,7 @@ typedef struct spt_config {
   } run;
   spt_model_config model;
   spt_optimizer_config optimizer;
-  struct {
-    spt_guidance_method method;
-    bool stochastic;
-    double fraction; /* of the steps, from the first */
-  } guidance;
+  spt_guidance_config guidance;
   spt_schedule_config schedule;
   struct {
     int64_t sequences; /* global batch */

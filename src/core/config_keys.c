@@ -53,6 +53,8 @@ static const spt_key keys[] = {
     KEY(SPT_KEY_INT, schedule, tokens, "[0, 1e15]", SAFE),
     KEY(SPT_KEY_REAL, schedule, warmup, "[0, 1]", FIXED),
     KEY(SPT_KEY_REAL, schedule, final, "[0, 1]", SAFE),
+    KEY(SPT_KEY_PATH, schedule, match_flops, NULL, SAFE),
+    KEY(SPT_KEY_ENUM, schedule, match_count, "nominal|6nd|exact", SAFE),
 
     KEY(SPT_KEY_INT, batch, sequences, "[1, 16777216]", FIXED),
     KEY(SPT_KEY_INT, batch, micro, "[0, 16777216]", SAFE),
@@ -84,7 +86,8 @@ static const spt_key keys[] = {
     KEY(SPT_KEY_ENUM, device, precision, "auto|bf16|fp32|tf32", SAFE),
     KEY(SPT_KEY_INT, device, threads, "[0, 4096]", SAFE),
 };
-_Static_assert(sizeof(spt_method) == sizeof(int) && sizeof(spt_guidance_method) == sizeof(int), "enum keys are read and written as int");
+_Static_assert(sizeof(spt_method) == sizeof(int) && sizeof(spt_guidance_method) == sizeof(int) && sizeof(spt_match_count) == sizeof(int),
+               "enum keys are read and written as int");
 
 const spt_key *spt_config_keys(int *count_p) {
   *count_p = (int)(sizeof keys / sizeof keys[0]);

@@ -5,14 +5,14 @@
 
 #include "config.h"
 
-/* Steps with guides: ⌈fraction·steps⌉ of the job, 0 without guidance. */
-int64_t spt_guidance_steps(const spt_config *config);
+/* Steps with guides of a run of `steps`: ⌈fraction·steps⌉, 0 without guidance. */
+int64_t spt_guidance_steps(const spt_guidance_config *guidance, int64_t steps);
 /* alpha in step t (from 0) of `guided` steps: ½·(1 + cos(π·t/guided)), 0 from step `guided` on. */
 double spt_guidance_alpha(int64_t guided, int64_t t);
 /* Part of the matrices' passes in step t that are expected to use their guides: all, or alpha with the stochastic variant; 0 without guides. */
-double spt_guidance_share(const spt_config *config, int64_t t);
-/* The sum of the above over the job's steps: all guided steps, or half of them and a half (Σ alpha). */
-double spt_guidance_sum(const spt_config *config);
+double spt_guidance_share(const spt_guidance_config *guidance, int64_t steps, int64_t t);
+/* The sum of the above over the steps: all guided steps, or half of them and a half (Σ alpha). */
+double spt_guidance_sum(const spt_guidance_config *guidance, int64_t steps);
 /* The stochastic variant: alpha of each of `matrices` matrices in one micro-batch of a step, alpha itself where a draw p ~ U[0, 1) is below it, else
  * 0: the guide is dropped and the factors are not scaled (Eq. 19). p is a function of (seed, step, batch, matrix) alone. */
 void spt_guidance_draw(uint64_t seed, int64_t step, int64_t batch, double alpha, int64_t matrices, float *alphas);
