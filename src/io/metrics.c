@@ -15,37 +15,40 @@
 #include <unistd.h>
 
 typedef enum { COUNT, NUMBER } field_kind;
+enum { VALIDATED = 1, GUIDED = 2 }; // what a record must be to have a field
 typedef struct field {
   const char *key;
   field_kind kind;
-  bool validation; /* only where it was taken */
+  unsigned only;
   size_t offset;
 } field;
-#define FIELD(key, kind, validation)                                                                                   \
-  { #key, kind, validation, offsetof(spt_metric_record, key) }
+#define FIELD(key, kind, only)                                                                                         \
+  { #key, kind, only, offsetof(spt_metric_record, key) }
 
 /* One table writes, reads and converts. In the order of a line. */
 static const field fields[] = {
-    FIELD(step, COUNT, false),
-    FIELD(tokens, COUNT, false),
-    FIELD(loss, NUMBER, false),
-    FIELD(lr, NUMBER, false),
-    FIELD(grad_norm, NUMBER, false),
-    FIELD(tokens_per_second, NUMBER, false),
-    FIELD(step_seconds, NUMBER, false),
-    FIELD(data_wait_seconds, NUMBER, false),
-    FIELD(model_flops_per_second, NUMBER, false),
-    FIELD(reduce_wait_seconds, NUMBER, false),
-    FIELD(gather_seconds, NUMBER, false),
-    FIELD(optimizer_seconds, NUMBER, false),
-    FIELD(save_seconds, NUMBER, false),
-    FIELD(reduce_bytes, COUNT, false),
-    FIELD(reduce_messages, COUNT, false),
-    FIELD(gather_bytes, COUNT, false),
-    FIELD(gather_messages, COUNT, false),
-    FIELD(validation_loss, NUMBER, true),
-    FIELD(perplexity, NUMBER, true),
-    FIELD(bits_per_byte, NUMBER, true),
+    FIELD(step, COUNT, 0),
+    FIELD(tokens, COUNT, 0),
+    FIELD(loss, NUMBER, 0),
+    FIELD(lr, NUMBER, 0),
+    FIELD(grad_norm, NUMBER, 0),
+    FIELD(tokens_per_second, NUMBER, 0),
+    FIELD(step_seconds, NUMBER, 0),
+    FIELD(data_wait_seconds, NUMBER, 0),
+    FIELD(model_flops_per_second, NUMBER, 0),
+    FIELD(reduce_wait_seconds, NUMBER, 0),
+    FIELD(gather_seconds, NUMBER, 0),
+    FIELD(optimizer_seconds, NUMBER, 0),
+    FIELD(save_seconds, NUMBER, 0),
+    FIELD(reduce_bytes, COUNT, 0),
+    FIELD(reduce_messages, COUNT, 0),
+    FIELD(gather_bytes, COUNT, 0),
+    FIELD(gather_messages, COUNT, 0),
+    FIELD(guidance_alpha, NUMBER, GUIDED),
+    FIELD(validation_loss, NUMBER, VALIDATED),
+    FIELD(perplexity, NUMBER, VALIDATED),
+    FIELD(bits_per_byte, NUMBER, VALIDATED),
+    FIELD(validation_loss_low_rank, NUMBER, VALIDATED | GUIDED),
 };
 enum { FIELDS = sizeof fields / sizeof *fields };
 
@@ -65,12 +68,16 @@ static double get_number(const spt_metric_record *record, const field *field) {
   return field->kind == COUNT ? (double)*(const int64_t *)(const void *)at : *(const double *)(const void *)at;
 }
 
+static bool has(const spt_metric_record *record, unsigned only) {
+  return (record->validated || !(only & VALIDATED)) && (record->guided || !(only & GUIDED));
+}
+
 /* ---- lines ---- */
 
 static json_t *to_json(const spt_metric_record *record) {
   json_t *line = json_object();
   for (int i = 0; line && i < FIELDS; i++) {
-    if (fields[i].validation && !record->validated) continue;
+    if (!has(record, fields[i].only)) continue;
     const char *at = (const char *)record + fields[i].offset;
     const double number = get_number(record, &fields[i]);
     json_t *value = fields[i].kind == COUNT ? json_integer(*(const int64_t *)(const void *)at)
@@ -97,6 +104,7 @@ static bool from_json(const json_t *line, spt_metric_record *record) {
       *(double *)(void *)at = json_is_null(value) ? NAN : json_number_value(value);
   }
   record->validated = json_object_get(line, "validation_loss") != NULL;
+  record->guided = json_object_get(line, "guidance_alpha") != NULL;
   return true;
 }
 
@@ -283,12 +291,13 @@ static spt_status sync_lines(spt_metrics *metrics) {
 
 /* ---- metrics.h5 ---- */
 
-/* One 1-D array of doubles: the field over all records, or over those validated. */
+/* One 1-D array of doubles: the field over all records, or over those validated; NaN where a record has none. */
 static bool put_series(hid_t group, const spt_metrics *metrics, const field *field, const char *name, bool validated,
                        double *values) {
   hsize_t count = 0;
   for (int64_t i = 0; i < metrics->count; i++)
-    if (!validated || metrics->records[i].validated) values[count++] = get_number(&metrics->records[i], field);
+    if (!validated || metrics->records[i].validated)
+      values[count++] = has(&metrics->records[i], field->only) ? get_number(&metrics->records[i], field) : NAN;
   const hid_t space = H5Screate_simple(1, &count, NULL);
   const hid_t set =
       space < 0 ? -1 : H5Dcreate2(group, name, H5T_IEEE_F64LE, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
@@ -300,11 +309,14 @@ static bool put_series(hid_t group, const spt_metrics *metrics, const field *fie
 
 static bool put_all(hid_t file, const spt_metrics *metrics, double *values) {
   const hid_t group = H5Gcreate2(file, "/validation", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
-  bool fine = group >= 0;
+  bool fine = group >= 0, guided = false;
+  for (int64_t i = 0; i < metrics->count; i++) guided |= metrics->records[i].guided;
   for (int i = 0; fine && i < FIELDS; i++) {
+    if ((fields[i].only & GUIDED) && !guided) continue;
+    const bool validated = (fields[i].only & VALIDATED) != 0;
     const bool axis = strcmp(fields[i].key, "step") == 0 || strcmp(fields[i].key, "tokens") == 0;
-    if (!fields[i].validation) fine = put_series(file, metrics, &fields[i], fields[i].key, false, values);
-    if (fine && (fields[i].validation || axis))
+    if (!validated) fine = put_series(file, metrics, &fields[i], fields[i].key, false, values);
+    if (fine && (validated || axis))
       fine = put_series(group, metrics, &fields[i], fields[i].key, true, values);
   }
   if (group >= 0) fine = H5Gclose(group) >= 0 && fine;
