@@ -215,24 +215,11 @@ static spt_status refuse_newer(const trainer *t, int64_t step) {
       t->options.resume_path, (long long)step, t->config.run.output, (long long)newest_step);
 }
 
-static bool holds_guides(const spt_checkpoint *checkpoint) {
-  static const char end[] = ".guide";
-  const int count = spt_checkpoint_dataset_count(checkpoint);
-  const char *name;
-  int64_t rows, cols;
-  for (int i = 0; i < count; i++) {
-    if (spt_checkpoint_dataset(checkpoint, i, &name, &rows, &cols) != SPT_OK) continue;
-    const size_t length = strlen(name);
-    if (strncmp(name, "/model/", 7) == 0 && length > strlen(end) && strcmp(name + length - strlen(end), end) == 0) return true;
-  }
-  return false;
-}
-
 /* While there are guides, alpha must go on as it was planned. Once they are gone they are gone, whatever the steps are now. */
 static spt_status check_guidance(const trainer *t, const spt_checkpoint *checkpoint, const spt_config *before) {
   const int64_t planned = spt_guidance_steps(&before->guidance, before->schedule.steps),
                 now = spt_guidance_steps(&t->config.guidance, t->config.schedule.steps);
-  if (!holds_guides(checkpoint) || planned == now) return SPT_OK;
+  if (!spt_checkpoint_has_guides(checkpoint) || planned == now) return SPT_OK;
   return SPT_FAIL(SPT_ERR_USAGE,
                   "[schedule] steps = %lld: guidance would end at step %lld instead of %lld, which the checkpoint of step %lld has not reached: keep "
                   "steps = %lld until then",
@@ -361,7 +348,7 @@ spt_status trainer_find_state(trainer *t) {
       if (t->options.init_from) status = open_branch(t, &source->checkpoint);
     }
     source->found = source->checkpoint != NULL;
-    if (status == SPT_OK && source->resuming) t->config.model.guided = holds_guides(source->checkpoint);
+    if (status == SPT_OK && source->resuming) t->config.model.guided = spt_checkpoint_has_guides(source->checkpoint);
   }
   SPT_TRY(spt_comm_agree(t->comm, status, NULL));
   SPT_TRY(t->comm->ops->broadcast(t->comm, &source->found, sizeof source->found, 0));
