@@ -180,6 +180,6 @@ spt_status trainer_guidance_end(trainer *t) {
   SPT_TRY(spt_comm_agree(t->comm, status, NULL));
   SPT_TRY(trainer_open_step(t));
   if (t->comm->rank == 0)
-    trainer_progress_event("step %lld: guidance ends, guides of %.2f M elements are freed", (long long)t->step, (double)guides / 1e6);
+    trainer_progress_event("step %lld: guidance ends, its %lld elements of guides are freed", (long long)t->step, (long long)guides);
   return spt_comm_agree(t->comm, spt_model_refresh(t->model), NULL);
 }

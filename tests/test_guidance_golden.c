@@ -126,13 +126,14 @@ static void open_run(problem *p, const char *name, run *r) {
   char path[64], method[16];
   snprintf(path, sizeof path, "cases/%s", name);
   golden_attribute_text(p->file, path, "method", method, sizeof method);
-  const spt_optimizer_config config = {.method = strcmp(method, "muon") == 0 ? SPT_METHOD_MUON : SPT_METHOD_ADAMW,
+  spt_optimizer_config config = {.method = strcmp(method, "muon") == 0 ? SPT_METHOD_MUON : SPT_METHOD_ADAMW,
                                        .lr = golden_attribute_double(p->file, path, "lr"),
                                        .momentum = golden_attribute_double(p->file, "/", "momentum"),
                                        .weight_decay = golden_attribute_double(p->file, "/", "weight_decay"),
                                        .newton_schulz_steps = 5,
                                        .power_steps = 1,
                                        .adamw = {.lr = -1, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8}};
+  memcpy(config.newton_schulz_coefficients, spt_quintic, sizeof spt_quintic);
   const size_t bytes = (size_t)p->layout.elements * sizeof(float);
   const spt_share share = own_all(p, config.method);
   void *memory[2];

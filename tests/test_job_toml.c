@@ -136,6 +136,10 @@ static void errors_name_place_and_remedy(void **state) {
       {"steps = 1", {":1:1: unknown table [steps]", "schedule", ""}},
       {"[guidance]\nmethod = 'none'", {":1:2: unknown table [guidance]", "known: run", ""}},
       {"[model.x]\ny = 1", {"unknown key [model] x", "", ""}},
+      {"[optimizer]\nnewton_schulz_coefficients = 3", {":2:1: [optimizer] newton_schulz_coefficients: must be a list of 3 numbers", "", ""}},
+      {"[optimizer]\nnewton_schulz_coefficients = [3, 4]", {":2:1: [optimizer] newton_schulz_coefficients: must be a list of 3 numbers", "", ""}},
+      {"[optimizer]\nnewton_schulz_coefficients = [3, 4, 500.5]", {":2:1: [optimizer] newton_schulz_coefficients = 500.5", "[-100, 100]", ""}},
+      {"[optimizer]\nnewton_schulz_coefficients = [3, 4, 5]\nnewton_schulz_variant = 'polar-express'", {":2:1: [optimizer] newton_schulz_coefficients", "are the quintic's", ""}},
       {"[optimizer]\nadamw = 1", {":2:1: [optimizer.adamw] must be a table", "", ""}},
       {"model = 1", {":1:1: [model] must be a table", "", ""}},
       {"[[model]]\nhidden = 1", {"[model] must be a table", "", ""}},
@@ -263,6 +267,11 @@ static void random_value(const spt_key *key, spt_config *target, uint64_t *draw)
     *(double *)place = low + (high - low) * (u > 0 ? bits & 1 ? u : u * u * u * u : 0.5);
     if (bits & 2) *(double *)place = floor(*(double *)place) > low ? floor(*(double *)place) : *(double *)place;
     break;
+  case SPT_KEY_REALS:
+    assert_int_equal(sscanf(key->values + 1, "%lf, %lf%1s", &low, &high, end), 3);
+    for (size_t i = 0; i < key->size / sizeof(double); i++)
+      ((double *)place)[i] = low + (high - low) * ((double)(spt_random_bits(seed, 20, ++*draw) >> 11) * 0x1p-53);
+    break;
   case SPT_KEY_BOOL: *(bool *)place = bits & 1; break;
   case SPT_KEY_ENUM: {
     char name[32];
@@ -289,6 +298,8 @@ static void random_config(spt_config *target, uint64_t *draw) {
   target->model.hidden = target->model.heads * 2 * (1 + (int64_t)(bits >> 16) % 100);
   memset(target->schedule.match_flops, 0, sizeof target->schedule.match_flops); // matched_flops has it, and its way of counting
   target->schedule.match_count = SPT_MATCH_NOMINAL;
+  if (target->optimizer.newton_schulz_variant != SPT_NEWTON_SCHULZ_QUINTIC)
+    memcpy(target->optimizer.newton_schulz_coefficients, spt_quintic, sizeof spt_quintic);
   target->schedule.steps = 1 + (int64_t)(bits >> 20) % 100000;
   target->schedule.tokens = 0;
   if (bits & 4) {

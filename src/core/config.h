@@ -14,6 +14,7 @@
 typedef enum { SPT_LOW_RANK, SPT_LOW_RANK_FFN, SPT_DENSE } spt_parameterization;
 typedef enum { SPT_METHOD_SPECTRON, SPT_METHOD_MUON, SPT_METHOD_RENORM, SPT_METHOD_SGD, SPT_METHOD_ADAMW } spt_method;
 typedef enum { SPT_GUIDANCE_NONE, SPT_GUIDANCE_SELF } spt_guidance_method;
+typedef enum { SPT_NEWTON_SCHULZ_QUINTIC, SPT_NEWTON_SCHULZ_POLAR_EXPRESS } spt_newton_schulz_variant;
 typedef enum { SPT_SCHEDULE_COSINE, SPT_SCHEDULE_LINEAR, SPT_SCHEDULE_CONSTANT } spt_schedule_kind;
 typedef enum { SPT_MATCH_NOMINAL, SPT_MATCH_SIX_ND, SPT_MATCH_EXACT } spt_match_count;
 typedef enum { SPT_REDUCTION_ALL_REDUCE, SPT_REDUCTION_REDUCE_SCATTER, SPT_REDUCTION_TREE } spt_reduction;
@@ -35,6 +36,8 @@ typedef struct spt_optimizer_config {
   spt_method method;
   double lr, momentum, weight_decay, grad_clip; /* grad_clip: global L2 norm, 0 = off */
   int64_t newton_schulz_steps, power_steps;
+  spt_newton_schulz_variant newton_schulz_variant;
+  double newton_schulz_coefficients[3]; /* a, b, c of the quintic */
   struct {
     double lr; /* < 0: the schedule's eta_t; else scaled like it (lr · schedule factor) */
     double beta1, beta2, eps;
@@ -109,6 +112,8 @@ typedef struct spt_config {
   } device;
 } spt_config;
 
+/* Newton–Schulz's usual a, b, c (arXiv:2602.12429, Alg. 2; Jordan et al. 2024). */
+extern const double spt_quintic[3];
 /* All keys at their defaults (no preset chosen, no data). Never fails. */
 void spt_config_defaults(spt_config *config);
 

@@ -70,6 +70,11 @@ std::string value_text(const spt_config *config, const spt_key &key) {
   case SPT_KEY_INT: return std::to_string(at<int64_t>(config, key));
   case SPT_KEY_SEED: return std::to_string(at<uint64_t>(config, key));
   case SPT_KEY_REAL: return real_text(at<double>(config, key));
+  case SPT_KEY_REALS: {
+    std::string out;
+    for (size_t i = 0; i < key.size / sizeof(double); i++) out += (i ? ", " : "[") + real_text((&at<double>(config, key))[i]);
+    return out + "]";
+  }
   case SPT_KEY_BOOL: return at<bool>(config, key) ? "true" : "false";
   case SPT_KEY_ENUM: {
     char name[32];

@@ -117,6 +117,7 @@ const char *type_name(const spt_key &key) {
   case SPT_KEY_INT:
   case SPT_KEY_SEED: return "an integer";
   case SPT_KEY_REAL: return "a number";
+  case SPT_KEY_REALS: return "a list of numbers";
   case SPT_KEY_BOOL: return "true or false";
   case SPT_KEY_ENUM: return "a name in quotes";
   }
@@ -189,6 +190,16 @@ struct loader {
     at<spt_globs>(config, key) = globs;
   }
 
+  void set_reals(const spt_key &key, const std::string &place, const toml::node &node) {
+    const size_t count = key.size / sizeof(double);
+    const auto *list = node.as_array();
+    if (!list || list->size() != count) fail(prefix(key, place) + ": must be a list of " + std::to_string(count) + " numbers");
+    for (size_t i = 0; i < count; i++) {
+      if (!(*list)[i].is_number()) fail(prefix(key, place) + ": must be a list of " + std::to_string(count) + " numbers");
+      (&at<double>(config, key))[i] = *(*list)[i].value<double>();
+    }
+  }
+
   void set(const spt_key &key, const std::string &place, const toml::node &node) {
     const auto wrong_type = [&] {
       std::stringstream kind;
@@ -198,6 +209,7 @@ struct loader {
     };
     switch (key.type) {
     case SPT_KEY_GLOBS: set_globs(key, place, node); break;
+    case SPT_KEY_REALS: set_reals(key, place, node); break;
     case SPT_KEY_TEXT:
     case SPT_KEY_PATH: {
       if (!node.is_string()) wrong_type();
