@@ -233,7 +233,7 @@ static void test_guided(void **state) {
         char name[64];
         snprintf(name, sizeof name, "guided group %d-%d, %s", p, e, patterns[a]);
         chosen_prologue = (spt_prologue)p, chosen_epilogue = (spt_epilogue)e, chosen_pattern = (guide_pattern)a;
-        ops_run(name, body, 2);
+        ops_run(name, body, 1);
       }
   chosen_guided = false;
 }
