@@ -23,24 +23,25 @@ goes_on() { # NAME RANKS STEP NEW OPTION...: run NAME's checkpoint of a step, as
 guides() { "$spectron" inspect "$1" >inspect.log || { cat inspect.log; fail "inspect $1"; }; sed -n 's/^guides: \([0-9]*\) values/\1/p' inspect.log; }
 value() { sed -n "s/^{\"step\":$2,.*\"$3\":\([^,}]*\).*/\1/p" "run-$1/metrics.jsonl"; }
 
-for kind in spectron adamw stochastic; do
-    case $kind in
-    adamw) options="--set optimizer.method=adamw --set optimizer.lr=0.003" ;;
-    stochastic) options="--set guidance.stochastic=true --set optimizer.method=muon --set dist.reduction=reduce-scatter" ;;
-    *) options= ;;
-    esac
-    # shellcheck disable=SC2086
-    for p in 1 2 3; do run "$kind-$p" $p $options; done
-    note "$kind: 1, 2, 3 ranks"
-    same_losses "run-$kind-1" "run-$kind-2" 5e-5
-    same_losses "run-$kind-1" "run-$kind-3" 5e-5
-    note "$kind: a resume before, at and after the end of guidance"
-    for step in 2 4 6; do
+# each: name, ranks beside 2, steps to resume at, options
+while read -r kind ranks steps options; do
+    note "$kind: $ranks and 2 ranks"
+    for p in 2 $(echo "$ranks" | tr , ' '); do
         # shellcheck disable=SC2086
-        goes_on "$kind-2" 2 $step "$kind-from-$step" $options
+        run "$kind-$p" "$p" $options </dev/null
+        [ "$p" = 2 ] || same_losses "run-$kind-2" "run-$kind-$p" 5e-5
+    done
+    for step in $(echo "$steps" | tr , ' '); do
+        note "$kind: a resume at step $step; guidance ends at 4"
+        # shellcheck disable=SC2086
+        goes_on "$kind-2" 2 "$step" "$kind-from-$step" $options </dev/null
         same "$kind-2" "$kind-from-$step"
     done
-done
+done <<END
+spectron 1,3 2,4,6
+adamw 3 2 --set optimizer.method=adamw --set optimizer.lr=0.003
+stochastic 1 2 --set guidance.stochastic=true --set optimizer.method=muon --set dist.reduction=reduce-scatter
+END
 awk 'BEGIN { exit !('"$(value spectron-1 3 loss)"' != '"$(value stochastic-1 3 loss)"') }' || fail "nothing was drawn"
 
 note "the guides: 7 matrices of 2 layers until step 4, none from then on; the parameters are counted without them"
@@ -67,14 +68,10 @@ awk -v a="$(value branch 1 loss)" -v b="$(value plain 1 loss)" 'BEGIN { d = a - 
     fail "first losses $(value branch 1 loss) and $(value plain 1 loss)"
 
 note "tree, stochastic: the same bits on any number of ranks, another one at each resume, across the end"
-for p in 1 2 4 8; do
-    run "tree-$p" $p --set dist.reduction=tree --set batch.micro=3 --set guidance.stochastic=true
-    [ $p = 1 ] || same tree-1 "tree-$p"
-done
+for p in 1 4; do run "tree-$p" $p --set dist.reduction=tree --set batch.micro=3 --set guidance.stochastic=true; done
+same tree-1 tree-4
 goes_on tree-4 2 2 tree-a --set dist.reduction=tree --set batch.micro=3 --set guidance.stochastic=true
 same tree-1 tree-a
-goes_on tree-2 8 4 tree-b --set dist.reduction=tree --set batch.micro=3 --set guidance.stochastic=true
-same tree-1 tree-b
 
 note "recomputed, audited, without overlap, only the feed-forward; two threads, bf16"
 run recompute 2 --set model.recompute=true --set dist.audit_every=1 --set dist.overlap=false
