@@ -33,6 +33,7 @@ typedef struct trainer_options {
 /* Where the wall time went, summed over the run on this rank, in seconds. */
 typedef struct trainer_times {
   double data_wait, model, reduce_wait, optimizer, decide, gather, refresh; /* inside a step */
+  double spectral;                                                          /* telemetry: in a step, and no part of the others */
   double logging, validation, save;                                         /* between steps */
   double total;                                                             /* of the steps alone */
   double loop;     /* of the steps and all that is between them */
@@ -89,6 +90,7 @@ typedef struct trainer_source {
 typedef struct trainer_validation {
   double loss, low_rank_loss;
 } trainer_validation;
+typedef struct trainer_spectral trainer_spectral;
 
 /* What a step sums over ranks before its update. */
 enum {
@@ -136,6 +138,7 @@ typedef struct trainer {
   trainer_source source;  /* until the state is loaded */
   trainer_guidance *guidance; /* NULL: the model has no guides, or no more */
   int64_t guided_steps;       /* of this run: steps up to this one were trained with guides; 0: none */
+  trainer_spectral *spectral; /* NULL without [metrics] spectral_every */
   int32_t *validation_tokens;
 
   int64_t step, tokens; /* completed */
@@ -241,9 +244,10 @@ spt_status trainer_guidance_open(trainer *t); /* Local */
 void trainer_guidance_close(trainer *t);
 /* Every guide becomes the product of its factors; they are gathered on every rank already. Collective. */
 spt_status trainer_guidance_init(trainer *t);
-/* The guides' alphas in this rank's pass `pass` of the present step; in a validation after it, as trained (alpha for all, no draws) or without. Local. */
+/* The guides' alphas in this rank's pass `pass` of the present step; outside of training, as in step `step` (from 0), alpha for all without draws, or
+ * none. Local. */
 void trainer_guidance_train(trainer *t, int64_t pass);
-void trainer_guidance_evaluate(trainer *t, bool as_trained);
+void trainer_guidance_evaluate(trainer *t, int64_t step, bool as_trained);
 /* After the last guided step: ends a save under way and frees the guides, their gradients and their optimizer state; all else goes on as it is,
  * where it is. The device is at rest. Collective. */
 bool trainer_guidance_is_over(const trainer *t);
@@ -280,6 +284,20 @@ void trainer_print_addresses(const trainer *t);
 spt_status trainer_audit_take(trainer *t);
 /* Before a save and before the next update: hashes again. SPT_ERR_RESOURCE names the rank and the tensor that changed. */
 spt_status trainer_audit_check(trainer *t);
+
+/* trainer_spectral.c: the telemetry of [metrics] spectral_every; open and close do nothing without it. */
+spt_status trainer_spectral_open(trainer *t); /* after the data and the plan, before training reads data; Local */
+/* The same for another parameter table; what was measured last stays to be recorded. Local. */
+spt_status trainer_spectral_renew(trainer *t);
+void trainer_spectral_close(trainer *t);
+bool trainer_spectral_due(const trainer *t, int64_t step);
+/* Once the present step is decided, before its update; where memory is not the host's, waits for the device. Does nothing where the step is
+ * not due or not applied. Local. */
+spt_status trainer_spectral_begin(trainer *t);
+/* After the step's gather; overwrites the gradients. Does nothing where begin did nothing. Collective. */
+spt_status trainer_spectral_end(trainer *t);
+/* What was measured in the record's step, if anything was: borrowed, until the next step that is due. */
+void trainer_spectral_record(const trainer *t, spt_metric_record *record);
 
 /* trainer_progress.c, rank 0: a live line on a terminal, plain lines in a log. */
 void trainer_progress_open(const trainer *t);

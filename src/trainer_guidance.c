@@ -88,10 +88,10 @@ void trainer_guidance_train(trainer *t, int64_t pass) {
   spt_model_set_guidance(t->model, guidance->alphas);
 }
 
-void trainer_guidance_evaluate(trainer *t, bool as_trained) {
+void trainer_guidance_evaluate(trainer *t, int64_t step, bool as_trained) {
   trainer_guidance *guidance = t->guidance;
   if (!guidance) return;
-  const double alpha = spt_guidance_alpha(t->guided_steps, t->step - 1);
+  const double alpha = spt_guidance_alpha(t->guided_steps, step);
   for (int64_t i = 0; i < guidance->matrices; i++) guidance->alphas[i] = (float)alpha;
   spt_model_set_guidance(t->model, as_trained ? guidance->alphas : NULL);
 }
@@ -178,6 +178,7 @@ spt_status trainer_guidance_end(trainer *t) {
   spt_params_close(&from.params);
   t->flops.guide_forward = flops.guide_forward; // of the steps so far, for their records
   SPT_TRY(spt_comm_agree(t->comm, status, NULL));
+  SPT_TRY(spt_comm_agree(t->comm, trainer_spectral_renew(t), NULL));
   SPT_TRY(trainer_open_step(t));
   if (t->comm->rank == 0)
     trainer_progress_event("step %lld: guidance ends, its %lld elements of guides are freed", (long long)t->step, (long long)guides);

@@ -222,6 +222,7 @@ spt_status trainer_open(trainer *t) {
   PHASE(open_data(t));
   PHASE(trainer_find_state(t));
   PHASE(open_compute(t));
+  PHASE(trainer_spectral_open(t));
   PHASE(open_bulk(t));
   PHASE(trainer_open_step(t));
   PHASE(trainer_load_state(t));
@@ -239,6 +240,7 @@ void trainer_close(trainer *t) {
   if (t->metrics) spt_metrics_close(&t->metrics);
   if (t->bulk) t->bulk->ops->close(&t->bulk);
   trainer_guidance_close(t);
+  trainer_spectral_close(t);
   spt_checkpoint_close(&t->source.checkpoint);
   spt_optimizer_close(&t->optimizer);
   spt_slab_fini(&t->gradient_slab);

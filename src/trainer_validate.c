@@ -74,11 +74,11 @@ static spt_status evaluate(trainer *t, const volatile sig_atomic_t *stop, double
 
 spt_status trainer_validate(trainer *t, const volatile sig_atomic_t *stop, trainer_validation *validation_p, bool *done_p) {
   const double start = trainer_now();
-  trainer_guidance_evaluate(t, true);
+  trainer_guidance_evaluate(t, t->step - 1, true);
   SPT_TRY(evaluate(t, stop, &validation_p->loss, done_p));
   validation_p->low_rank_loss = validation_p->loss;
   if (t->guidance && *done_p) {
-    trainer_guidance_evaluate(t, false);
+    trainer_guidance_evaluate(t, t->step - 1, false);
     SPT_TRY(evaluate(t, stop, &validation_p->low_rank_loss, done_p));
   }
   t->times.validation += trainer_now() - start;

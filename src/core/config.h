@@ -103,7 +103,8 @@ typedef struct spt_config {
     int64_t audit_every; /* steps; 0 = never */
   } dist;
   struct {
-    int64_t every; /* steps between metric records, >= 1 */
+    int64_t every;          /* steps between metric records, >= 1 */
+    int64_t spectral_every; /* steps between telemetries of the matrices; 0 = never */
   } metrics;
   struct {
     spt_backend_kind backend;

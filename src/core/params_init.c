@@ -1,46 +1,13 @@
 #include "params.h"
+
+#include "blas.h"
 #include "rng.h"
 
-#include <dlfcn.h>
-#include <lapacke.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define INIT_STD 0.02
-
-/* BLAS has no C header that is the same everywhere; these are the Fortran symbols of every BLAS. */
-void dsyrk_(const char *uplo, const char *trans, const lapack_int *n, const lapack_int *k, const double *alpha,
-            const double *a, const lapack_int *lda, const double *beta, double *c, const lapack_int *ldc);
-void dgemm_(const char *transa, const char *transb, const lapack_int *m, const lapack_int *n, const lapack_int *k,
-            const double *alpha, const double *a, const lapack_int *lda, const double *b, const lapack_int *ldb,
-            const double *beta, double *c, const lapack_int *ldc);
-
-/* OpenBLAS splits sums by its number of threads; initial values must not depend on it, and callers run pairs in
- * parallel. So it is one thread while any thread of this process is in here. The count and the saved number are the
- * process's, as OpenBLAS's own is. */
-static int blas_users, blas_threads;
-
-static void blas_enter(void) {
-#pragma omp critical(spt_blas_threads)
-  if (blas_users++ == 0) {
-    int (*get)(void);
-    void (*set)(int);
-    *(void **)&get = dlsym(RTLD_DEFAULT, "openblas_get_num_threads");
-    *(void **)&set = dlsym(RTLD_DEFAULT, "openblas_set_num_threads");
-    blas_threads = get && set ? get() : 0;
-    if (blas_threads > 1) set(1);
-  }
-}
-
-static void blas_leave(void) {
-#pragma omp critical(spt_blas_threads)
-  if (--blas_users == 0 && blas_threads > 1) {
-    void (*set)(int);
-    *(void **)&set = dlsym(RTLD_DEFAULT, "openblas_set_num_threads");
-    set(blas_threads);
-  }
-}
 
 /* Rows of A in one product of a guide: an element's sum must not depend on the range that was asked for. */
 enum { GUIDE_ROWS = 64 };
@@ -59,14 +26,14 @@ spt_status spt_params_init_guide(const spt_pair *pair, const float *a, const flo
          *product = malloc((size_t)(GUIDE_ROWS * n) * sizeof *product);
   const bool fine = b64 && a64 && product;
   for (int64_t i = 0; fine && i < n * r; i++) b64[i] = b[i];
-  if (fine) blas_enter();
+  if (fine) spt_blas_enter();
   for (int64_t row0 = begin / n / GUIDE_ROWS * GUIDE_ROWS; fine && row0 * n < end; row0 += GUIDE_ROWS) {
     const int64_t rows = m - row0 < GUIDE_ROWS ? m - row0 : GUIDE_ROWS;
     multiply_rows(pair, a, b64, row0, rows, a64, product);
     for (int64_t i = row0 * n > begin ? row0 * n : begin; i < (row0 + rows) * n && i < end; i++)
       values[i - begin] = (float)product[i - row0 * n];
   }
-  if (fine) blas_leave();
+  if (fine) spt_blas_leave();
   free(b64);
   free(a64);
   free(product);
@@ -137,9 +104,9 @@ spt_status spt_params_init_pair(const spt_params *params, int pair, uint64_t see
     spt_random_normal(seed, base_stream(tensor), i * n, n, INIT_STD, row);
     for (int64_t k = 0; k < n; k++) w[i * n + k] = row[k];
   }
-  blas_enter();
+  spt_blas_enter();
   status = decompose(tensor->name, m, n, r, w, gram, eigenvalues, support, vectors, products);
-  blas_leave();
+  spt_blas_leave();
   if (status == SPT_OK) scale_factors(s, l, r, vectors, products, m <= n ? a : b, m <= n ? b : a);
 done:
   free(w);

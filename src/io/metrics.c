@@ -2,10 +2,10 @@
 
 #include "durable_file.h"
 #include "hdf5_util.h"
+#include "metrics_internal.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <jansson.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -15,40 +15,42 @@
 #include <unistd.h>
 
 typedef enum { COUNT, NUMBER } field_kind;
-enum { VALIDATED = 1, GUIDED = 2 }; // what a record must be to have a field
+typedef enum { ALWAYS, VALIDATED, MEASURED, GUIDED, GUIDED_VALIDATED } field_presence; /* all but the first: only where it was taken */
 typedef struct field {
   const char *key;
   field_kind kind;
-  unsigned only;
+  field_presence presence;
   size_t offset;
 } field;
-#define FIELD(key, kind, only)                                                                                         \
-  { #key, kind, only, offsetof(spt_metric_record, key) }
+#define FIELD(key, kind, presence)                                                                                     \
+  { #key, kind, presence, offsetof(spt_metric_record, key) }
 
 /* One table writes, reads and converts. In the order of a line. */
 static const field fields[] = {
-    FIELD(step, COUNT, 0),
-    FIELD(tokens, COUNT, 0),
-    FIELD(loss, NUMBER, 0),
-    FIELD(lr, NUMBER, 0),
-    FIELD(grad_norm, NUMBER, 0),
-    FIELD(tokens_per_second, NUMBER, 0),
-    FIELD(step_seconds, NUMBER, 0),
-    FIELD(data_wait_seconds, NUMBER, 0),
-    FIELD(model_flops_per_second, NUMBER, 0),
-    FIELD(reduce_wait_seconds, NUMBER, 0),
-    FIELD(gather_seconds, NUMBER, 0),
-    FIELD(optimizer_seconds, NUMBER, 0),
-    FIELD(save_seconds, NUMBER, 0),
-    FIELD(reduce_bytes, COUNT, 0),
-    FIELD(reduce_messages, COUNT, 0),
-    FIELD(gather_bytes, COUNT, 0),
-    FIELD(gather_messages, COUNT, 0),
+    FIELD(step, COUNT, ALWAYS),
+    FIELD(tokens, COUNT, ALWAYS),
+    FIELD(loss, NUMBER, ALWAYS),
+    FIELD(lr, NUMBER, ALWAYS),
+    FIELD(grad_norm, NUMBER, ALWAYS),
+    FIELD(tokens_per_second, NUMBER, ALWAYS),
+    FIELD(step_seconds, NUMBER, ALWAYS),
+    FIELD(data_wait_seconds, NUMBER, ALWAYS),
+    FIELD(model_flops_per_second, NUMBER, ALWAYS),
+    FIELD(reduce_wait_seconds, NUMBER, ALWAYS),
+    FIELD(gather_seconds, NUMBER, ALWAYS),
+    FIELD(optimizer_seconds, NUMBER, ALWAYS),
+    FIELD(save_seconds, NUMBER, ALWAYS),
+    FIELD(reduce_bytes, COUNT, ALWAYS),
+    FIELD(reduce_messages, COUNT, ALWAYS),
+    FIELD(gather_bytes, COUNT, ALWAYS),
+    FIELD(gather_messages, COUNT, ALWAYS),
     FIELD(guidance_alpha, NUMBER, GUIDED),
     FIELD(validation_loss, NUMBER, VALIDATED),
     FIELD(perplexity, NUMBER, VALIDATED),
     FIELD(bits_per_byte, NUMBER, VALIDATED),
-    FIELD(validation_loss_low_rank, NUMBER, VALIDATED | GUIDED),
+    FIELD(validation_loss_low_rank, NUMBER, GUIDED_VALIDATED),
+    FIELD(spectral_seconds, NUMBER, MEASURED),
+    FIELD(spectral_violations, COUNT, MEASURED),
 };
 enum { FIELDS = sizeof fields / sizeof *fields };
 
@@ -63,13 +65,18 @@ struct spt_metrics {
   uint64_t synced_bytes;
 };
 
+static bool is_present(const spt_metric_record *record, field_presence presence) {
+  const bool has[] = {[ALWAYS] = true,
+                      [VALIDATED] = record->validated,
+                      [MEASURED] = record->matrix_count > 0,
+                      [GUIDED] = record->guided,
+                      [GUIDED_VALIDATED] = record->guided && record->validated};
+  return has[presence];
+}
+
 static double get_number(const spt_metric_record *record, const field *field) {
   const char *at = (const char *)record + field->offset;
   return field->kind == COUNT ? (double)*(const int64_t *)(const void *)at : *(const double *)(const void *)at;
-}
-
-static bool has(const spt_metric_record *record, unsigned only) {
-  return (record->validated || !(only & VALIDATED)) && (record->guided || !(only & GUIDED));
 }
 
 /* ---- lines ---- */
@@ -77,7 +84,7 @@ static bool has(const spt_metric_record *record, unsigned only) {
 static json_t *to_json(const spt_metric_record *record) {
   json_t *line = json_object();
   for (int i = 0; line && i < FIELDS; i++) {
-    if (!has(record, fields[i].only)) continue;
+    if (!is_present(record, fields[i].presence)) continue;
     const char *at = (const char *)record + fields[i].offset;
     const double number = get_number(record, &fields[i]);
     json_t *value = fields[i].kind == COUNT ? json_integer(*(const int64_t *)(const void *)at)
@@ -88,10 +95,15 @@ static json_t *to_json(const spt_metric_record *record) {
       return NULL;
     }
   }
+  if (line && record->matrix_count > 0 &&
+      json_object_set_new(line, "spectral", spt_metric_matrices_to_json(record)) != 0) {
+    json_decref(line);
+    return NULL;
+  }
   return line;
 }
 
-/* Keys that are not there read as 0, null as NAN; unknown keys are left alone. */
+/* Keys that are not there read as 0, null as NAN; unknown keys are left alone. All but the matrices. */
 static bool from_json(const json_t *line, spt_metric_record *record) {
   memset(record, 0, sizeof *record);
   if (!json_is_integer(json_object_get(line, "step"))) return false;
@@ -137,7 +149,10 @@ static spt_status parse(const char *path, int64_t last_step, spt_metric_record *
     json_t *line = end ? json_loadb(text + at, length, JSON_REJECT_DUPLICATES, NULL) : NULL;
     spt_metric_record record;
     const bool fine = line && from_json(line, &record);
+    if (fine && record.step <= last_step && !spt_metric_matrices_from_json(json_object_get(line, "spectral"), &record))
+      status = SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for the telemetry of step %lld", path, (long long)record.step);
     json_decref(line);
+    if (status != SPT_OK) break;
     if (!fine) {
       if (end && at + length + 1 < size)
         status = SPT_FAIL(SPT_ERR_DATA, "%s:%d: not a metric record (one JSON object with a step); remove that line",
@@ -145,7 +160,10 @@ static spt_status parse(const char *path, int64_t last_step, spt_metric_record *
       break;
     }
     if (record.step > last_step) break;
-    if ((status = push(records_p, count_p, capacity_p, &record)) != SPT_OK) break;
+    if ((status = push(records_p, count_p, capacity_p, &record)) != SPT_OK) {
+      free(record.matrices);
+      break;
+    }
     at += length + 1;
   }
   free(text);
@@ -159,9 +177,12 @@ spt_status spt_metrics_read(const char *path, spt_metric_record **records_p, int
   uint64_t bytes;
   const spt_status status = parse(path, INT64_MAX, &records, &count, &capacity, &bytes);
   if (status != SPT_OK) {
+    spt_metric_matrices_free(records, count);
     free(records);
     return status;
   }
+  records = spt_metric_records_pack(records, count);
+  if (!records) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for %lld metric records", path, (long long)count);
   *records_p = records;
   *count_p = count;
   return SPT_OK;
@@ -226,6 +247,7 @@ void spt_metrics_close(spt_metrics **metrics_p) {
   spt_metrics *metrics = *metrics_p;
   if (!metrics) return;
   if (metrics->fd >= 0) close(metrics->fd);
+  spt_metric_matrices_free(metrics->records, metrics->count);
   free(metrics->records);
   free(metrics->hdf5);
   free(metrics->jsonl);
@@ -256,7 +278,11 @@ static spt_status write_lines(spt_metrics *metrics) {
 }
 
 spt_status spt_metrics_append(spt_metrics *metrics, const spt_metric_record *record) {
-  SPT_TRY(push(&metrics->records, &metrics->count, &metrics->capacity, record));
+  spt_metric_record own = *record;
+  if (!spt_metric_matrices_copy(&own)) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for a metric record");
+  const spt_status status = push(&metrics->records, &metrics->count, &metrics->capacity, &own);
+  if (status != SPT_OK) free(own.matrices);
+  SPT_TRY(status);
   return write_lines(metrics);
 }
 
@@ -291,13 +317,12 @@ static spt_status sync_lines(spt_metrics *metrics) {
 
 /* ---- metrics.h5 ---- */
 
-/* One 1-D array of doubles: the field over all records, or over those validated; NaN where a record has none. */
-static bool put_series(hid_t group, const spt_metrics *metrics, const field *field, const char *name, bool validated,
-                       double *values) {
+/* One 1-D array of doubles: the field over all records that have what is asked for. */
+static bool put_series(hid_t group, const spt_metrics *metrics, const field *field, const char *name,
+                       field_presence presence, double *values) {
   hsize_t count = 0;
   for (int64_t i = 0; i < metrics->count; i++)
-    if (!validated || metrics->records[i].validated)
-      values[count++] = has(&metrics->records[i], field->only) ? get_number(&metrics->records[i], field) : NAN;
+    if (is_present(&metrics->records[i], presence)) values[count++] = get_number(&metrics->records[i], field);
   const hid_t space = H5Screate_simple(1, &count, NULL);
   const hid_t set =
       space < 0 ? -1 : H5Dcreate2(group, name, H5T_IEEE_F64LE, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
@@ -307,20 +332,29 @@ static bool put_series(hid_t group, const spt_metrics *metrics, const field *fie
   return fine;
 }
 
-static bool put_all(hid_t file, const spt_metrics *metrics, double *values) {
-  const hid_t group = H5Gcreate2(file, "/validation", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
-  bool fine = group >= 0, guided = false;
-  for (int64_t i = 0; i < metrics->count; i++) guided |= metrics->records[i].guided;
+/* A group of the fields that are there only where they were taken, with their steps and tokens. */
+static bool put_group(hid_t file, const spt_metrics *metrics, const char *name, field_presence presence, double *values) {
+  const hid_t group = H5Gcreate2(file, name, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+  bool fine = group >= 0;
   for (int i = 0; fine && i < FIELDS; i++) {
-    if ((fields[i].only & GUIDED) && !guided) continue;
-    const bool validated = (fields[i].only & VALIDATED) != 0;
     const bool axis = strcmp(fields[i].key, "step") == 0 || strcmp(fields[i].key, "tokens") == 0;
-    if (!validated) fine = put_series(file, metrics, &fields[i], fields[i].key, false, values);
-    if (fine && (validated || axis))
-      fine = put_series(group, metrics, &fields[i], fields[i].key, true, values);
+    if (axis || fields[i].presence == presence)
+      fine = put_series(group, metrics, &fields[i], fields[i].key, presence, values);
   }
+  if (fine && presence == MEASURED) fine = spt_metric_matrices_put(group, metrics->records, metrics->count);
   if (group >= 0) fine = H5Gclose(group) >= 0 && fine;
   return fine;
+}
+
+static bool put_all(hid_t file, const spt_metrics *metrics, double *values) {
+  bool fine = true, measured = false, guided = false;
+  for (int i = 0; fine && i < FIELDS; i++)
+    if (fields[i].presence == ALWAYS) fine = put_series(file, metrics, &fields[i], fields[i].key, ALWAYS, values);
+  for (int64_t i = 0; i < metrics->count; i++) measured |= metrics->records[i].matrix_count > 0, guided |= metrics->records[i].guided;
+  fine = fine && put_group(file, metrics, "/validation", VALIDATED, values);
+  fine = fine && (!guided || (put_group(file, metrics, "/guidance", GUIDED, values) &&
+                              put_group(file, metrics, "/guidance_validation", GUIDED_VALIDATED, values)));
+  return fine && (!measured || put_group(file, metrics, "/spectral", MEASURED, values));
 }
 
 /* The file as bytes, made in memory: HDF5 never meets a full disk. */

@@ -4,10 +4,13 @@
 #ifndef SPT_METRICS_H
 #define SPT_METRICS_H
 
-#include "core/status.h"
+#include "core/telemetry.h"
 
-#include <stdbool.h>
-#include <stdint.h>
+/* Telemetry of one matrix; `name` is its tensors' without .A, .B or .weight. */
+typedef struct spt_metric_matrix {
+  char name[SPT_NAME_MAX];
+  spt_telemetry values;
+} spt_metric_matrix;
 
 typedef struct spt_metric_record {
   int64_t step, tokens; /* completed */
@@ -20,6 +23,11 @@ typedef struct spt_metric_record {
   bool validated;
   double validation_loss, perplexity, bits_per_byte; /* bits_per_byte NAN: unknown */
   double validation_loss_low_rank;                   /* of a guided step: without its guides */
+  /* the telemetry of [metrics] spectral_every; matrix_count 0: not taken */
+  double spectral_seconds;     /* what it took */
+  int64_t spectral_violations; /* matrices for which a bound did not hold that always does */
+  int matrix_count;
+  spt_metric_matrix *matrices; /* given: borrowed; read: in the array's own memory */
 } spt_metric_record;
 
 typedef struct spt_metrics spt_metrics;
@@ -34,7 +42,7 @@ spt_status spt_metrics_append(spt_metrics *metrics, const spt_metric_record *rec
  * before a save, and at the end). SPT_OK: every record so far is on disk in both. */
 spt_status spt_metrics_write_hdf5(spt_metrics *metrics);
 void spt_metrics_close(spt_metrics **metrics_p);
-/* All records of a metrics.jsonl; malloc'ed array, the caller frees. A torn last line is left out. */
+/* All records of a metrics.jsonl; one malloc'ed block, matrices included, which the caller frees. A torn last line is left out. */
 spt_status spt_metrics_read(const char *path, spt_metric_record **records_p, int64_t *count_p);
 
 #endif
