@@ -59,6 +59,13 @@ grep -q '^guides *41472 .*first 4 of 9 steps' log && grep -q '^parameters *45648
 [ "$(value spectron-2 4 validation_loss)" = "$(value spectron-2 4 validation_loss_low_rank)" ] || fail "two losses without guides"
 [ -z "$(value spectron-2 6 validation_loss_low_rank)" ] || fail "a second loss at step 6"
 
+note "the end of guidance keeps all else, bit for bit, on its rank"
+for p in 1 3; do
+    for method in spectron adamw sgd; do
+        sh "$mpi_run" $p "$build/tests/guidance_end" job.toml "run.output=run-end-$p-$method" "optimizer.method=$method" device.threads=1 >log 2>&1 ||
+            { cat log; fail "the end of guidance: $method, $p ranks"; }
+    done
+done
 note "without guides it validates as a low-rank model of these factors; best.h5 goes by that"
 run plain 2 --init-from run-spectron-2/checkpoints/step-00000002.h5 --set guidance.method=none --set optimizer.lr=1e-30 --set schedule.steps=1
 kept=$(value spectron-2 2 validation_loss_low_rank)
@@ -78,9 +85,12 @@ awk -v a="$(value tree-1 4 loss)" -v b="$(value spectron-1 4 loss)" 'BEGIN { d =
 goes_on tree-4 2 2 tree-a --set dist.reduction=tree --set batch.micro=3 --set guidance.stochastic=true
 same tree-1 tree-a
 
-note "recomputed, audited, without overlap, only the feed-forward; two threads, bf16"
-run recompute 2 --set model.recompute=true --set dist.audit_every=1 --set dist.overlap=false
+note "recomputed, audited, measured, without overlap; only the feed-forward; two threads, bf16"
+run recompute 2 --set model.recompute=true --set dist.audit_every=1 --set dist.overlap=false --set metrics.spectral_every=2
 same spectron-2 recompute
+for step in 2 4; do grep "^{\"step\":$step," run-recompute/metrics.jsonl | grep -q 'down_proj.guide' || fail "no telemetry of guides at step $step"; done
+! grep '^{"step":6,' run-recompute/metrics.jsonl | grep -q guide || fail "telemetry of guides after their end"
+grep '^{"step":6,' run-recompute/metrics.jsonl | grep -q '"spectral_violations":0' || fail "telemetry of step 6"
 run ffn 2 --set model.parameterization=low-rank-ffn --threads 2 --set device.precision=bf16 --set guidance.fraction=1
 guides run-ffn/checkpoints/step-00000008.h5 23040
 guides run-ffn/$last 0
