@@ -173,7 +173,7 @@ static size_t cpu_workspace_bytes(spt_backend *backend, const spt_model_config *
   const int64_t hidden = model->hidden, ffn = model->ffn, kv = model->kv_heads * spt_head_dim(model);
   const bool attention_low = model->parameterization == SPT_LOW_RANK, ffn_low = model->parameterization != SPT_DENSE;
 #define RANK(low, m, n) ((low) ? spt_factor_rank(model->rank_ratio, (m), (n)) : 0)
-  const spt_group_desc groups[] = {{.count = 3,
+  spt_group_desc groups[] = {{.count = 3,
                                     .in_dim = hidden,
                                     .out_dim = {hidden, kv, kv},
                                     .prologue = SPT_PROLOGUE_RMSNORM,
@@ -201,6 +201,7 @@ static size_t cpu_workspace_bytes(spt_backend *backend, const spt_model_config *
   const size_t head = spt_cpu_head_workspace(cpu, tokens, hidden, model->vocab, train);
   if (head > most) most = head;
   for (size_t i = 0; i < sizeof groups / sizeof *groups; i++) {
+    groups[i].guided = model->guided && groups[i].factor_rank[0] > 0;
     const size_t bytes = spt_cpu_group_workspace(cpu, &groups[i], tokens, train);
     if (bytes > most) most = bytes;
   }

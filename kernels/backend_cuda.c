@@ -229,7 +229,7 @@ size_t spt_cuda_workspace_bytes(spt_backend *backend, const spt_model_config *mo
   const bool attention_low = model->parameterization == SPT_LOW_RANK, ffn_low = model->parameterization != SPT_DENSE;
   const int64_t r = rank_of(model, attention_low, hidden, hidden), r_kv = rank_of(model, attention_low, kv, hidden),
                 r_up = rank_of(model, ffn_low, ffn, hidden), r_down = rank_of(model, ffn_low, hidden, ffn);
-  const spt_group_desc groups[] = {{.count = 3,
+  spt_group_desc groups[] = {{.count = 3,
                                     .in_dim = hidden,
                                     .out_dim = {hidden, kv, kv},
                                     .factor_rank = {r, r_kv, r_kv},
@@ -255,6 +255,7 @@ size_t spt_cuda_workspace_bytes(spt_backend *backend, const spt_model_config *mo
   const size_t head = spt_cuda_head_workspace(cuda, tokens, hidden, model->vocab, train);
   if (head > most) most = head;
   for (size_t i = 0; i < sizeof groups / sizeof *groups; i++) {
+    groups[i].guided = model->guided && groups[i].factor_rank[0] > 0;
     const size_t bytes = spt_cuda_group_workspace(cuda, &groups[i], tokens, train);
     if (bytes > most) most = bytes;
   }

@@ -100,7 +100,7 @@ typedef struct spt_cuda_product {
   int64_t m, n, k;
   spt_cuda_matrix a, b;
   spt_dtype dtype;
-  float beta;
+  float alpha, beta;
   void *c;
   int64_t ldc, stride_c;
   spt_dtype c_dtype;

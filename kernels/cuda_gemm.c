@@ -52,13 +52,12 @@ spt_status spt_cuda_gemm(spt_cuda *cuda, const spt_cuda_product *p) {
   const int m = (int)p->m, n = (int)p->n, k = (int)p->k, lda = (int)p->a.ld, ldb = (int)p->b.ld, ldc = (int)p->ldc;
   const cublasOperation_t op_a = operation(p->a.transpose), op_b = operation(p->b.transpose);
   const cudaDataType_t type = type_of(p->dtype), c_type = type_of(p->c_dtype);
-  const float one = 1.0f;
   double began = 0.0;
   SPT_TRY(begin_product(cuda, &began));
   const cublasStatus_t status =
-      batch == 1 ? cuda->lib.gemm(cuda->cublas, op_b, op_a, n, m, k, &one, p->b.data, type, ldb, p->a.data, type, lda, &p->beta, p->c, c_type,
+      batch == 1 ? cuda->lib.gemm(cuda->cublas, op_b, op_a, n, m, k, &p->alpha, p->b.data, type, ldb, p->a.data, type, lda, &p->beta, p->c, c_type,
                                 ldc, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT)
-                 : cuda->lib.gemm_strided(cuda->cublas, op_b, op_a, n, m, k, &one, p->b.data, type, ldb, p->b.stride, p->a.data, type, lda,
+                 : cuda->lib.gemm_strided(cuda->cublas, op_b, op_a, n, m, k, &p->alpha, p->b.data, type, ldb, p->b.stride, p->a.data, type, lda,
                                               p->a.stride, &p->beta, p->c, c_type, ldc, p->stride_c, batch, CUBLAS_COMPUTE_32F,
                                               CUBLAS_GEMM_DEFAULT);
   SPT_TRY(check(cuda, status, p->m, p->n, p->k));

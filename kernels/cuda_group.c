@@ -16,7 +16,8 @@ static bool alike(const spt_group_desc *desc) {
   return true;
 }
 
-/* ---- the compute copy: A_0, A_1, A_2 (m_j, r_j) one after another (or W_j (m_j, n)), then [B_0|B_1|B_2] (n, Σr), all act ---- */
+/* ---- the compute copy: A_0, A_1, A_2 (m_j, r_j) one after another (or W_j (m_j, n)), then [B_0|B_1|B_2] (n, Σr), then the guides W_j (m_j, n)
+ * one after another, all act ---- */
 
 enum { PART = 128 }; // elements that parts begin at multiples of
 
@@ -29,8 +30,15 @@ static int64_t b_offset(const spt_group_desc *desc) {
   return (a_elements(desc, desc->count) + PART - 1) / PART * PART;
 }
 
+static int64_t guide_offset(const spt_group_desc *desc, int members) {
+  int64_t rows = 0;
+  for (int j = 0; j < members; j++) rows += desc->out_dim[j];
+  return (b_offset(desc) + desc->in_dim * spt_group_rank(desc) + PART - 1) / PART * PART + rows * desc->in_dim;
+}
+
 size_t spt_cuda_group_packed_bytes(spt_backend *backend, const spt_group_desc *desc) {
-  return (size_t)(b_offset(desc) + desc->in_dim * spt_group_rank(desc)) * spt_dtype_size(backend->act);
+  const int64_t factors = b_offset(desc) + desc->in_dim * spt_group_rank(desc);
+  return (size_t)(desc->guided ? guide_offset(desc, desc->count) : factors) * spt_dtype_size(backend->act);
 }
 
 spt_status spt_cuda_group_pack(spt_backend *backend, const spt_group_desc *desc, const spt_group_tensors *masters, void *weights) {
@@ -45,6 +53,9 @@ spt_status spt_cuda_group_pack(spt_backend *backend, const spt_group_desc *desc,
     if (desc->factor_rank[j] > 0)
       pieces.piece[pieces.count++] = (spt_cuda_piece){masters->b[j], spt_cuda_at(weights, b_offset(desc) + column, backend->act), desc->in_dim,
                                                       desc->factor_rank[j], rank};
+    if (desc->guided)
+      pieces.piece[pieces.count++] = (spt_cuda_piece){masters->guide[j], spt_cuda_at(weights, guide_offset(desc, (int)j), backend->act), m,
+                                                      desc->in_dim, desc->in_dim};
   }
   SPT_CUDA(spt_cuda_pack(&pieces, backend->act, cuda->stream));
   return spt_cuda_end(cuda, spt_cost_group_pack(desc, backend->act));
@@ -58,6 +69,8 @@ typedef struct group_call {
   spt_dtype act;
   int64_t tokens, n, rank; // rank: Σr
   const void *weights;
+  float alpha[SPT_GROUP_MAX]; // of the guides; 0: none
+  bool batch;                 // the members' low-rank (or dense) products in one batch: alike, with the same scale
 } group_call;
 
 /* Workspace of a call; pieces that it does not need are NULL. */
@@ -69,9 +82,9 @@ typedef struct group_workspace {
   float *partial; // of dgain
 } group_workspace;
 
-/* Several dense members add up in fp32. */
+/* Several dense members, or factors and guides, add up in fp32. */
 static spt_dtype dh_dtype(const spt_group_desc *desc, spt_dtype act) {
-  return spt_group_rank(desc) == 0 && desc->count > 1 ? SPT_F32 : act;
+  return (spt_group_rank(desc) == 0 && desc->count > 1) || desc->guided ? SPT_F32 : act;
 }
 
 static size_t carve(const spt_group_desc *desc, spt_dtype act, int64_t tokens, bool backward, void *memory, group_workspace *w) {
@@ -94,7 +107,8 @@ size_t spt_cuda_group_workspace(const spt_cuda *cuda, const spt_group_desc *desc
   return carve(desc, cuda->base.act, tokens, train, NULL, &ignored);
 }
 
-static spt_status open_call(spt_backend *backend, const spt_group_desc *desc, int64_t tokens, const void *weights, group_call *call) {
+static spt_status open_call(spt_backend *backend, const spt_group_desc *desc, int64_t tokens, const void *weights, const float *alpha,
+                            group_call *call) {
   SPT_TRY(spt_cuda_begin(backend, &call->cuda));
   call->desc = desc;
   call->act = backend->act;
@@ -102,6 +116,11 @@ static spt_status open_call(spt_backend *backend, const spt_group_desc *desc, in
   call->n = desc->in_dim;
   call->rank = spt_group_rank(desc);
   call->weights = weights;
+  call->batch = desc->count > 1 && alike(desc);
+  for (int j = 0; j < desc->count; j++) {
+    call->alpha[j] = desc->guided ? alpha[j] : 0.0f;
+    if (call->alpha[j] != call->alpha[0]) call->batch = false;
+  }
   if (desc->prologue == SPT_PROLOGUE_RMSNORM && desc->in_dim > SPT_CUDA_NORM_MAX)
     return SPT_FAIL(SPT_ERR_RESOURCE, "model.hidden = %lld: the CUDA backend takes at most %d", (long long)desc->in_dim, SPT_CUDA_NORM_MAX);
   return SPT_OK;
@@ -118,6 +137,9 @@ static const void *weight_a(const group_call *call, int j) {
 }
 static const void *weight_b(const group_call *call) {
   return spt_cuda_at(call->weights, b_offset(call->desc), call->act);
+}
+static const void *weight_guide(const group_call *call, int j) {
+  return spt_cuda_at(call->weights, guide_offset(call->desc, j), call->act);
 }
 /* Columns before those of member j in t. */
 static int64_t t_column(const spt_group_desc *desc, int j) {
@@ -141,11 +163,11 @@ static spt_status rotate(const group_call *call, int64_t seq_len, void *y, bool 
   return SPT_OK;
 }
 
-/* y_j (N, m_j) = input_j·A_jᵀ (or W_jᵀ), of all members in one batch where they are alike; input: t, or h when dense. */
+/* y_j (N, m_j) = (1 − alpha_j)·input_j·A_jᵀ (or W_jᵀ), of all members in one batch where they are alike; input: t, or h when dense. */
 static spt_status multiply_out(const group_call *call, const void *input, float beta, void *y, spt_dtype y_dtype) {
   const spt_group_desc *desc = call->desc;
-  const bool batch = alike(desc) && desc->count > 1, dense = call->rank == 0;
-  for (int j = 0; j < (batch ? 1 : desc->count); j++) {
+  const bool dense = call->rank == 0;
+  for (int j = 0; j < (call->batch ? 1 : desc->count); j++) {
     const int64_t m = desc->out_dim[j], width = inner(desc, j);
     spt_cuda_product product = {.m = call->tokens,
                                 .n = m,
@@ -153,15 +175,36 @@ static spt_status multiply_out(const group_call *call, const void *input, float 
                                 .a = plain(dense ? input : spt_cuda_at(input, t_column(desc, j), call->act), dense ? call->n : call->rank),
                                 .b = transposed(weight_a(call, j), width),
                                 .dtype = call->act,
+                                .alpha = 1.0f - call->alpha[j],
                                 .beta = beta,
                                 .c = member(call, y, j, y_dtype),
                                 .ldc = m,
                                 .stride_c = call->tokens * m,
                                 .c_dtype = y_dtype,
-                                .batch = batch ? desc->count : 1};
+                                .batch = call->batch ? desc->count : 1};
     product.a.stride = dense ? 0 : width;
     product.b.stride = m * width;
     SPT_TRY(spt_cuda_gemm(call->cuda, &product));
+  }
+  return SPT_OK;
+}
+
+/* y_j += alpha_j·h·W_jᵀ of the guides in use; a bf16 sum is rounded once more. */
+static spt_status multiply_guides(const group_call *call, const void *h, void *y, spt_dtype y_dtype) {
+  for (int j = 0; j < call->desc->count; j++) {
+    const int64_t m = call->desc->out_dim[j];
+    const spt_cuda_product product = {.m = call->tokens,
+                                      .n = m,
+                                      .k = call->n,
+                                      .a = plain(h, call->n),
+                                      .b = transposed(weight_guide(call, j), call->n),
+                                      .dtype = call->act,
+                                      .alpha = call->alpha[j],
+                                      .beta = 1.0f,
+                                      .c = member(call, y, j, y_dtype),
+                                      .ldc = m,
+                                      .c_dtype = y_dtype};
+    if (call->alpha[j] > 0.0f) SPT_TRY(spt_cuda_gemm(call->cuda, &product));
   }
   return SPT_OK;
 }
@@ -170,7 +213,7 @@ spt_status spt_cuda_group_forward(spt_backend *backend, const spt_group_forward_
   const spt_group_desc *desc = args->desc;
   group_call call;
   group_workspace w;
-  SPT_TRY(open_call(backend, desc, args->tokens, args->weights, &call));
+  SPT_TRY(open_call(backend, desc, args->tokens, args->weights, args->alpha, &call));
   (void)carve(desc, call.act, call.tokens, false, args->workspace, &w);
   const int64_t N = call.tokens, n = call.n;
   cudaStream_t stream = call.cuda->stream;
@@ -186,6 +229,7 @@ spt_status spt_cuda_group_forward(spt_backend *backend, const spt_group_forward_
                                       .a = plain(h, n),
                                       .b = plain(weight_b(&call), call.rank),
                                       .dtype = call.act,
+                                      .alpha = 1.0f,
                                       .c = args->t,
                                       .ldc = call.rank,
                                       .c_dtype = call.act};
@@ -195,15 +239,15 @@ spt_status spt_cuda_group_forward(spt_backend *backend, const spt_group_forward_
   if (residual && args->residual != args->y)
     SPT_CUDA(cudaMemcpyAsync(args->y, args->residual, (size_t)(N * spt_group_out(desc)) * sizeof(float), cudaMemcpyDeviceToDevice, stream));
   SPT_TRY(multiply_out(&call, call.rank > 0 ? args->t : h, residual ? 1.0f : 0.0f, args->y, residual ? SPT_F32 : call.act));
+  SPT_TRY(multiply_guides(&call, h, args->y, residual ? SPT_F32 : call.act));
   if (desc->epilogue == SPT_EPILOGUE_ROPE) SPT_TRY(rotate(&call, args->seq_len, args->y, false));
-  return spt_cuda_end(call.cuda, spt_cost_group(desc, N, backend->act, false));
+  return spt_cuda_end(call.cuda, spt_cost_group(desc, N, backend->act, args->alpha, false));
 }
 
-/* dt_j (N, r_j) = dz_j·A_j, side by side. */
+/* dt_j (N, r_j) = (1 − alpha_j)·dz_j·A_j, side by side. */
 static spt_status multiply_dt(const group_call *call, const void *dz, void *dt) {
   const spt_group_desc *desc = call->desc;
-  const bool batch = alike(desc) && desc->count > 1;
-  for (int j = 0; j < (batch ? 1 : desc->count); j++) {
+  for (int j = 0; j < (call->batch ? 1 : desc->count); j++) {
     const int64_t m = desc->out_dim[j], r = desc->factor_rank[j];
     spt_cuda_product product = {.m = call->tokens,
                                 .n = r,
@@ -211,11 +255,12 @@ static spt_status multiply_dt(const group_call *call, const void *dz, void *dt) 
                                 .a = plain(member(call, dz, j, call->act), m),
                                 .b = plain(weight_a(call, j), r),
                                 .dtype = call->act,
+                                .alpha = 1.0f - call->alpha[j],
                                 .c = spt_cuda_at(dt, t_column(desc, j), call->act),
                                 .ldc = call->rank,
                                 .stride_c = r,
                                 .c_dtype = call->act,
-                                .batch = batch ? desc->count : 1};
+                                .batch = call->batch ? desc->count : 1};
     product.a.stride = call->tokens * m;
     product.b.stride = m * r;
     SPT_TRY(spt_cuda_gemm(call->cuda, &product));
@@ -223,26 +268,29 @@ static spt_status multiply_dt(const group_call *call, const void *dz, void *dt) 
   return SPT_OK;
 }
 
-/* dh (N, n) = Σ dt_j·B_jᵀ, in one product, or Σ dz_j·W_j. */
+/* dh (N, n) = Σ dt_j·B_jᵀ, in one product, + Σ alpha_j·dz_j·W_j of the guides, or Σ dz_j·W_j. */
 static spt_status multiply_dh(const group_call *call, const void *dz, const void *dt, void *dh, spt_dtype dtype) {
-  spt_cuda_product product = {.m = call->tokens, .n = call->n, .dtype = call->act, .c = dh, .ldc = call->n, .c_dtype = dtype};
+  spt_cuda_product product = {
+      .m = call->tokens, .n = call->n, .dtype = call->act, .alpha = 1.0f, .c = dh, .ldc = call->n, .c_dtype = dtype};
   if (call->rank > 0) {
     product.k = call->rank;
     product.a = plain(dt, call->rank);
     product.b = transposed(weight_b(call), call->rank);
-    return spt_cuda_gemm(call->cuda, &product);
+    SPT_TRY(spt_cuda_gemm(call->cuda, &product));
   }
   for (int j = 0; j < call->desc->count; j++) {
+    if (call->rank > 0 && call->alpha[j] == 0.0f) continue;
     product.k = call->desc->out_dim[j];
     product.a = plain(member(call, dz, j, call->act), product.k);
-    product.b = plain(weight_a(call, j), call->n);
-    product.beta = j > 0 ? 1.0f : 0.0f;
+    product.b = plain(call->rank > 0 ? weight_guide(call, j) : weight_a(call, j), call->n);
+    product.alpha = call->rank > 0 ? call->alpha[j] : 1.0f;
+    product.beta = call->rank > 0 || j > 0 ? 1.0f : 0.0f;
     SPT_TRY(spt_cuda_gemm(call->cuda, &product));
   }
   return SPT_OK;
 }
 
-/* dA_j (m_j, r_j) += dz_jᵀ·t_j and dB_j (n, r_j) += hᵀ·dt_j, or dW_j (m_j, n) += dz_jᵀ·h. */
+/* dA_j (m_j, r_j) += (1 − alpha_j)·dz_jᵀ·t_j, dB_j (n, r_j) += hᵀ·dt_j and, of a guide, dW_j (m_j, n) += alpha_j·dz_jᵀ·h; or dW_j += dz_jᵀ·h. */
 static spt_status multiply_gradients(const group_call *call, const spt_group_backward_args *args, const void *h, const void *dz, const void *dt) {
   const spt_group_desc *desc = call->desc;
   for (int j = 0; j < desc->count; j++) {
@@ -253,12 +301,22 @@ static spt_status multiply_gradients(const group_call *call, const spt_group_bac
                                 .a = transposed(member(call, dz, j, call->act), m),
                                 .b = r > 0 ? plain(spt_cuda_at(args->t, column, call->act), call->rank) : plain(h, call->n),
                                 .dtype = call->act,
+                                .alpha = 1.0f - call->alpha[j],
                                 .beta = 1.0f,
                                 .c = args->gradients.a[j],
                                 .ldc = width,
                                 .c_dtype = SPT_F32};
     SPT_TRY(spt_cuda_gemm(call->cuda, &product));
+    if (call->alpha[j] > 0.0f) {
+      spt_cuda_product guide = product;
+      guide.n = guide.ldc = call->n;
+      guide.b = plain(h, call->n);
+      guide.alpha = call->alpha[j];
+      guide.c = args->gradients.guide[j];
+      SPT_TRY(spt_cuda_gemm(call->cuda, &guide));
+    }
     if (r == 0) continue;
+    product.alpha = 1.0f;
     product.m = call->n;
     product.a = transposed(h, call->n);
     product.b = plain(spt_cuda_at(dt, column, call->act), call->rank);
@@ -286,7 +344,7 @@ spt_status spt_cuda_group_backward(spt_backend *backend, const spt_group_backwar
   const spt_group_desc *desc = args->desc;
   group_call call;
   group_workspace w;
-  SPT_TRY(open_call(backend, desc, args->tokens, args->weights, &call));
+  SPT_TRY(open_call(backend, desc, args->tokens, args->weights, args->alpha, &call));
   (void)carve(desc, call.act, call.tokens, true, args->workspace, &w);
   const void *dz = args->dy;
   if (desc->epilogue == SPT_EPILOGUE_RESIDUAL) {
@@ -305,7 +363,7 @@ spt_status spt_cuda_group_backward(spt_backend *backend, const spt_group_backwar
     SPT_TRY(prologue_backward(&call, args, &w, dh));
     SPT_TRY(multiply_gradients(&call, args, w.h, dz, w.dt));
   }
-  return spt_cuda_end(call.cuda, spt_cost_group(desc, call.tokens, backend->act, true));
+  return spt_cuda_end(call.cuda, spt_cost_group(desc, call.tokens, backend->act, args->alpha, true));
 }
 
 spt_status spt_cuda_rope_prepare(spt_cuda *cuda, double theta, int64_t head_dim, int64_t positions) {

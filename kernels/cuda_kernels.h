@@ -61,7 +61,7 @@ typedef struct spt_cuda_piece {
 } spt_cuda_piece;
 typedef struct spt_cuda_pieces {
   int count;
-  spt_cuda_piece piece[2 * SPT_GROUP_MAX];
+  spt_cuda_piece piece[3 * SPT_GROUP_MAX];
 } spt_cuda_pieces;
 cudaError_t spt_cuda_pack(const spt_cuda_pieces *pieces, spt_dtype act, cudaStream_t stream);
 /* control->sum_squares and non_finite are added to; scratch of SPT_CUDA_STATS_BYTES(count). */

@@ -121,10 +121,9 @@ size_t spt_cuda_own_bytes(spt_dtype act, const spt_model_config *model, const sp
   for (int matrix = 0; matrix < SPT_MATRICES; matrix++) {
     int64_t m, n;
     spt_matrix_shape(model, (spt_matrix)matrix, &m, &n);
-    if (!spt_matrix_low_rank(model, (spt_matrix)matrix)) {
-      scratch = larger(scratch, factor_scratch(optimizer, act, m, n));
-      continue;
-    }
+    const bool low_rank = spt_matrix_low_rank(model, (spt_matrix)matrix);
+    if (!low_rank || model->guided) scratch = larger(scratch, factor_scratch(optimizer, act, m, n));
+    if (!low_rank) continue;
     const int64_t r = spt_factor_rank(model->rank_ratio, m, n);
     scratch = larger(scratch, factor_scratch(optimizer, act, m, r));
     scratch = larger(scratch, factor_scratch(optimizer, act, n, r));

@@ -1,6 +1,10 @@
 /* Pair groups: prologue → ·B → ·Aᵀ → epilogue on row blocks that stay in a core's cache, and their backward, in which a
  * block's part of the weights' gradients is taken while its operands are still there. Every operand is dense (its
- * leading dimension is its width): the matrix library is up to a quarter slower on others. */
+ * leading dimension is its width): the matrix library is up to a quarter slower on others.
+ *
+ * The scales of a guided group change from step to step, and the library makes a product for each scale that it is
+ * given: so operands are scaled instead, t_j and dt_j by 1 − alpha_j where they lie, and h, or dz_j, by alpha_j into
+ * scratch. In bf16 each such operand, and the sum of the two products, is rounded once more. */
 #include "backend_cpu.h"
 #include "ordered_sum.h"
 
@@ -14,6 +18,8 @@ typedef struct packed_layout {
   size_t a[SPT_GROUP_MAX];          // A_jᵀ or W_jᵀ: y_j = t_j·A_jᵀ
   size_t a_backward[SPT_GROUP_MAX]; // A_j or W_j: dt_j = dz_j·A_j
   size_t b_backward;                // the B_jᵀ on top of each other, (Σr, n): dh = dt·Bᵀ
+  size_t guide[SPT_GROUP_MAX];      // guided: W_jᵀ, y_j += alpha_j·h·W_jᵀ
+  size_t guide_backward[SPT_GROUP_MAX]; // W_j: dh += alpha_j·dz_j·W_j
   size_t bytes;
 } packed_layout;
 
@@ -30,6 +36,11 @@ static packed_layout layout_of(const spt_cpu *cpu, const spt_group_desc *desc) {
   layout.b_backward = layout.bytes;
   const int64_t rank = spt_group_rank(desc);
   if (rank > 0) layout.bytes += spt_cpu_packed_bytes(cpu, n, rank);
+  for (int j = 0; desc->guided && j < desc->count; j++) {
+    layout.guide[j] = layout.bytes;
+    layout.guide_backward[j] = layout.guide[j] + spt_cpu_packed_bytes(cpu, desc->out_dim[j], n);
+    layout.bytes = layout.guide_backward[j] + spt_cpu_packed_bytes(cpu, n, desc->out_dim[j]);
+  }
   return layout;
 }
 
@@ -89,20 +100,26 @@ spt_status spt_cpu_group_pack(spt_backend *backend, const spt_group_desc *desc, 
   spt_cpu *cpu = spt_cpu_begin(backend);
   const packed_layout layout = layout_of(cpu, desc);
   const int64_t n = desc->in_dim;
-  const int tasks = spt_group_rank(desc) > 0 ? 2 * desc->count + 1 : desc->count; // all A_j, all B_j, the stack
+  // all A_j, all B_j, the stack, all guides
+  const int low_rank = 2 * desc->count + 1, tasks = spt_group_rank(desc) == 0 ? desc->count
+                                                    : desc->guided            ? low_rank + desc->count
+                                                                              : low_rank;
 #pragma omp parallel num_threads(backend->threads)
   {
     spt_cpu_thread *thread = spt_cpu_enter(cpu);
     unsigned char *to = weights;
 #pragma omp for schedule(static, 1)
     for (int task = 0; task < tasks; task++) {
-      const int j = task % desc->count;
+      const int j = task < low_rank ? task % desc->count : task - low_rank;
       const int64_t r = desc->factor_rank[j];
       if (task < desc->count)
         spt_cpu_pack_both(cpu, thread, desc->out_dim[j], r > 0 ? r : n, masters->a[j], to + layout.a[j],
                           to + layout.a_backward[j]);
       else if (task < 2 * desc->count)
         pack_b(cpu, thread, n, r, masters->b[j], to + layout.b[j]);
+      else if (task >= low_rank)
+        spt_cpu_pack_both(cpu, thread, desc->out_dim[j], n, masters->guide[j], to + layout.guide[j],
+                          to + layout.guide_backward[j]);
       else
         pack_stack(cpu, thread, desc, masters, to + layout.b_backward);
     }
@@ -119,13 +136,14 @@ typedef struct group_call {
   packed_layout layout;
   int64_t tokens, seq_len, rows, blocks, out, rank;
   const void *weights;
+  float alpha[SPT_GROUP_MAX]; // 0: no guide
   size_t scratch_bytes; // of a thread
   unsigned char *scratch;
   float *dgain; // (blocks, n)
   spt_ordered_sum sum;
 } group_call;
 
-static group_call call_of(const spt_cpu *cpu, const spt_group_desc *desc, int64_t tokens) {
+static group_call call_of(const spt_cpu *cpu, const spt_group_desc *desc, int64_t tokens, const float *alpha) {
   group_call call = {.desc = desc,
                      .rope = &cpu->rope,
                      .simd = cpu->simd,
@@ -137,6 +155,7 @@ static group_call call_of(const spt_cpu *cpu, const spt_group_desc *desc, int64_
                      .out = spt_group_out(desc),
                      .rank = spt_group_rank(desc)};
   call.blocks = spt_blocks(tokens, call.rows);
+  for (int j = 0; desc->guided && j < desc->count; j++) call.alpha[j] = alpha[j];
   return call;
 }
 
@@ -147,7 +166,14 @@ typedef struct block_scratch {
   void *dt;      // act: dt_0 (rows, r_0), dt_1, dt_2
   void *dt_rows; // act (rows, Σr), of several members
   void *dh;      // act (rows, n)
+  void *scaled;  // act (rows, max(n, m_j)): h or dz_j times alpha_j
 } block_scratch;
+
+static int64_t widest(const spt_group_desc *desc) {
+  int64_t most = desc->in_dim;
+  for (int j = 0; j < desc->count; j++) most = desc->out_dim[j] > most ? desc->out_dim[j] : most;
+  return most;
+}
 
 static size_t carve_block(const group_call *call, bool backward, void *memory, block_scratch *s) {
   const spt_group_desc *desc = call->desc;
@@ -156,6 +182,7 @@ static size_t carve_block(const group_call *call, bool backward, void *memory, b
   spt_carve carve = {memory, 0};
   *s = (block_scratch){0};
   if (prologue || backward) s->h = spt_carve_take(&carve, call->rows * desc->in_dim, size);
+  if (desc->guided) s->scaled = spt_carve_take(&carve, call->rows * widest(desc), size);
   if (!backward) return carve.used;
   if (desc->epilogue == SPT_EPILOGUE_RESIDUAL) s->dz = spt_carve_take(&carve, call->rows * call->out, size);
   s->dt = spt_carve_take(&carve, call->rows * call->rank, size);
@@ -171,6 +198,7 @@ static void add_gradients(group_call *call, const spt_group_tensors *gradients) 
     const int64_t m = desc->out_dim[j], r = desc->factor_rank[j], n = desc->in_dim;
     spt_ordered_sum_add(&call->sum, gradients ? gradients->a[j] : NULL, m * (r > 0 ? r : n));
     if (r > 0) spt_ordered_sum_add(&call->sum, gradients ? gradients->b[j] : NULL, n * r);
+    if (call->alpha[j] > 0) spt_ordered_sum_add(&call->sum, gradients ? gradients->guide[j] : NULL, m * n);
   }
 }
 
@@ -188,7 +216,8 @@ static size_t carve_call(const spt_cpu *cpu, group_call *call, bool backward, vo
 }
 
 size_t spt_cpu_group_workspace(const spt_cpu *cpu, const spt_group_desc *desc, int64_t tokens, bool train) {
-  group_call call = call_of(cpu, desc, tokens);
+  const float used[SPT_GROUP_MAX] = {1, 1, 1};
+  group_call call = call_of(cpu, desc, tokens, used);
   const size_t forward = carve_call(cpu, &call, false, NULL);
   add_gradients(&call, NULL);
   const size_t backward = train ? carve_call(cpu, &call, true, NULL) : 0;
@@ -204,6 +233,18 @@ static spt_operand weight(const group_call *call, size_t offset) {
 static void *member_at(const group_call *call, const void *data, int64_t column, int64_t m, int64_t row0,
                        spt_dtype dtype) {
   return spt_at(data, call->tokens * column + row0 * m, dtype);
+}
+
+/* factor·from, `count` elements: from itself, or in the scratch. */
+static const void *scaled(const group_call *call, const block_scratch *s, float factor, const void *from, int64_t count) {
+  if (factor == 1.0f) return from;
+  call->simd->scale(count, factor, from, s->scaled, call->act);
+  return s->scaled;
+}
+
+/* t_j or dt_j in its place times 1 − alpha_j. */
+static void scale_low_rank(const group_call *call, int64_t j, void *t, int64_t count) {
+  if (call->alpha[j] > 0) call->simd->scale_row(count, 1.0f - call->alpha[j], t, call->act);
 }
 
 static void rotate(const group_call *call, void *y, int64_t row0, int64_t rows, bool inverse) {
@@ -240,11 +281,16 @@ static void forward_block(const group_call *call, const spt_group_forward_args *
     const void *input = h;
     if (r > 0) {
       spt_cpu_gemm(thread, rows, r, n, 1.0f, plain(h, n, act), weight(call, call->layout.b[j]), 0.0f, t, r, act);
+      scale_low_rank(call, j, t, rows * r);
       input = t;
       t = spt_at(t, rows * r, act);
     }
+    void *y = member_at(call, args->y, column, m, row0, y_dtype);
     spt_cpu_gemm(thread, rows, m, inner, 1.0f, plain(input, inner, act), weight(call, call->layout.a[j]),
-                 residual ? 1.0f : 0.0f, member_at(call, args->y, column, m, row0, y_dtype), m, y_dtype);
+                 residual ? 1.0f : 0.0f, y, m, y_dtype);
+    if (call->alpha[j] > 0)
+      spt_cpu_gemm(thread, rows, m, n, 1.0f, plain(scaled(call, s, call->alpha[j], h, rows * n), n, act),
+                   weight(call, call->layout.guide[j]), 1.0f, y, m, y_dtype);
   }
   if (desc->epilogue == SPT_EPILOGUE_ROPE) rotate(call, args->y, row0, rows, false);
 }
@@ -252,7 +298,7 @@ static void forward_block(const group_call *call, const spt_group_forward_args *
 spt_status spt_cpu_group_forward(spt_backend *backend, const spt_group_forward_args *args) {
   spt_cpu *cpu = spt_cpu_begin(backend);
   const spt_group_desc *desc = args->desc;
-  group_call call = call_of(cpu, desc, args->tokens);
+  group_call call = call_of(cpu, desc, args->tokens, args->alpha);
   call.seq_len = args->seq_len;
   call.weights = args->weights;
   (void)carve_call(cpu, &call, false, args->workspace);
@@ -266,7 +312,7 @@ spt_status spt_cpu_group_forward(spt_backend *backend, const spt_group_forward_a
 #pragma omp for schedule(static, 1)
     for (int64_t block = 0; block < call.blocks; block++) forward_block(&call, args, thread, block, &scratch);
   }
-  return spt_cpu_end(cpu, spt_cost_group(desc, args->tokens, backend->act, false));
+  return spt_cpu_end(cpu, spt_cost_group(desc, args->tokens, backend->act, args->alpha, false));
 }
 
 /* A block of the backward pass. */
@@ -314,7 +360,7 @@ static void interleave(const group_call *call, const backward_operands *b, const
   }
 }
 
-/* dh = Σ dz_j·W_j, or dt_j = dz_j·A_j and dh = dt·Bᵀ */
+/* dh = Σ dz_j·W_j, or dt_j = (1 − alpha_j)·dz_j·A_j and dh = dt·Bᵀ, then + Σ alpha_j·dz_j·W_j */
 static void backward_products(const group_call *call, const backward_operands *b, spt_cpu_thread *thread,
                               const block_scratch *s, void *target) {
   const spt_group_desc *desc = call->desc;
@@ -330,12 +376,20 @@ static void backward_products(const group_call *call, const backward_operands *b
       continue;
     }
     spt_cpu_gemm(thread, rows, r, m, 1.0f, dz, weight(call, call->layout.a_backward[j]), 0.0f, dt, r, act);
+    scale_low_rank(call, j, dt, rows * r);
     dt = spt_at(dt, rows * r, act);
   }
   if (call->rank == 0) return;
   if (desc->count > 1) interleave(call, b, s);
   spt_cpu_gemm(thread, rows, n, call->rank, 1.0f, plain(desc->count > 1 ? s->dt_rows : s->dt, call->rank, act),
                weight(call, call->layout.b_backward), 0.0f, target, n, act);
+  for (int64_t j = 0, column = 0; j < desc->count; column += desc->out_dim[j], j++) {
+    const int64_t m = desc->out_dim[j];
+    if (call->alpha[j] > 0)
+      spt_cpu_gemm(thread, rows, n, m, 1.0f,
+                   plain(scaled(call, s, call->alpha[j], dz_at(call, b, s, column, m), rows * m), m, act),
+                   weight(call, call->layout.guide_backward[j]), 1.0f, target, n, act);
+  }
 }
 
 /* gradient += leftᵀ·right over the block's rows, in the order of blocks. */
@@ -363,6 +417,8 @@ static void weight_gradients(group_call *call, const backward_operands *b, spt_c
     }
     add_product(call, b, thread, term++, dz, plain(t, r, act), m, r);
     add_product(call, b, thread, term++, transposed(b->h, n, act), plain(dt, r, act), n, r);
+    if (call->alpha[j] > 0)
+      add_product(call, b, thread, term++, dz, plain(scaled(call, s, call->alpha[j], b->h, b->rows * n), n, act), m, n);
     t = spt_at(t, b->rows * r, act);
     dt = spt_at(dt, b->rows * r, act);
   }
@@ -389,7 +445,7 @@ static void backward_block(group_call *call, const spt_group_backward_args *args
 spt_status spt_cpu_group_backward(spt_backend *backend, const spt_group_backward_args *args) {
   spt_cpu *cpu = spt_cpu_begin(backend);
   const spt_group_desc *desc = args->desc;
-  group_call call = call_of(cpu, desc, args->tokens);
+  group_call call = call_of(cpu, desc, args->tokens, args->alpha);
   call.seq_len = args->seq_len;
   call.weights = args->weights;
   add_gradients(&call, &args->gradients);
@@ -408,5 +464,5 @@ spt_status spt_cpu_group_backward(spt_backend *backend, const spt_group_backward
     for (int64_t i = 0; i < (call.dgain ? desc->in_dim : 0); i++)
       for (int64_t block = 0; block < call.blocks; block++) args->dgain[i] += call.dgain[block * desc->in_dim + i];
   }
-  return spt_cpu_end(cpu, spt_cost_group(desc, args->tokens, backend->act, true));
+  return spt_cpu_end(cpu, spt_cost_group(desc, args->tokens, backend->act, args->alpha, true));
 }

@@ -11,7 +11,7 @@
 
 #include <stdatomic.h>
 
-enum { SPT_SUM_CHAINS = 4, SPT_SUM_TERMS = 2 * SPT_GROUP_MAX };
+enum { SPT_SUM_CHAINS = 4, SPT_SUM_TERMS = 3 * SPT_GROUP_MAX };
 
 typedef struct spt_ordered_sum {
   int terms;

@@ -50,6 +50,8 @@ typedef struct spt_rope_table {
      spt_dtype dtype, bool inverse))                                                                                   \
   /* *maximum_p = max logits, e = exp(logits − maximum) unless NULL, *sum_p = Σ exp(logits − maximum) */          \
   X(void, softmax_row, (int64_t n, const float *logits, void *e, spt_dtype dtype, float *maximum_p, float *sum_p))     \
+  /* to = factor·from */                                                                                               \
+  X(void, scale, (int64_t n, float factor, const void *from, void *to, spt_dtype dtype))                               \
   /* e *= factor */                                                                                                    \
   X(void, scale_row, (int64_t n, float factor, void *e, spt_dtype dtype))                                              \
   /* to += from */                                                                                                     \

@@ -36,13 +36,16 @@ void SPT_SIMD(softmax_row)(int64_t n, const float *logits, void *e, spt_dtype dt
                                : exponentials(n, logits, maximum, e, true, false);
 }
 
-SPT_INLINE void scale_loop(int64_t n, float factor, void *e, bool bf16) {
+SPT_INLINE void scale_loop(int64_t n, float factor, const void *from, void *to, bool bf16) {
   int64_t i = 0;
-  for (; i + SPT_LANES <= n; i += SPT_LANES) vf_store_act(e, i, vf_load_act(e, i, bf16) * factor, bf16);
-  if (i < n) vf_store_act_part(e, i, vf_load_act_part(e, i, n - i, bf16) * factor, n - i, bf16);
+  for (; i + SPT_LANES <= n; i += SPT_LANES) vf_store_act(to, i, vf_load_act(from, i, bf16) * factor, bf16);
+  if (i < n) vf_store_act_part(to, i, vf_load_act_part(from, i, n - i, bf16) * factor, n - i, bf16);
 }
 void SPT_SIMD(scale_row)(int64_t n, float factor, void *e, spt_dtype dtype) {
-  SPT_BY_DTYPE(dtype, scale_loop, n, factor, e);
+  SPT_BY_DTYPE(dtype, scale_loop, n, factor, e, e);
+}
+void SPT_SIMD(scale)(int64_t n, float factor, const void *from, void *to, spt_dtype dtype) {
+  SPT_BY_DTYPE(dtype, scale_loop, n, factor, from, to);
 }
 
 void SPT_SIMD(add_row)(int64_t n, const float *from, float *to) {

@@ -2,6 +2,7 @@
 #include "job_cost.h"
 #include "trainer.h"
 
+#include "core/guidance.h"
 #include "io/hdf5_process.h"
 #include "io/job_toml.h"
 
@@ -106,6 +107,7 @@ static spt_status accumulate_gradients(trainer *t, double *loss_sum) {
     double *sum_p = t->tree ? trainer_tree_loss(t, pass) : loss_sum;
     spt_watchdog_at(&t->here, t->step, SPT_PHASE_COMPUTE);
     SPT_TRY(spt_prefetch_next(t->prefetch, &batch));
+    trainer_guidance_train(t, pass);
     SPT_TRY(spt_model_train(t->model, batch.sequences, batch.ids, batch.targets, loss_scale,
                             pass == passes - 1 ? &hooks : NULL, sum_p));
     if (t->tree && pass < passes - 1) SPT_TRY(spt_tree_reduction_keep(trainer_tree_reduction(t)));
@@ -115,6 +117,7 @@ static spt_status accumulate_gradients(trainer *t, double *loss_sum) {
 
 static void add_overlap(trainer *t) {
   const spt_overlap *last = spt_data_parallel_overlap(t->data_parallel);
+  t->last_overlap = *last;
   t->overlap.buckets += last->buckets;
   t->overlap.posted_in_backward += last->posted_in_backward;
   t->overlap.complete_before_wait += last->complete_before_wait;
@@ -207,31 +210,36 @@ static spt_status check_divergence(trainer *t, const trainer_step *step) {
 
 /* *validated_p is false when a stop was asked for meanwhile: the validation is then abandoned. */
 static spt_status validate(trainer *t, bool *validated_p, bool *best_p) {
-  double loss;
-  SPT_TRY(trainer_validate(t, &stop_requested, &loss, validated_p));
+  trainer_validation validation;
+  SPT_TRY(trainer_validate(t, &stop_requested, &validation, validated_p));
   t->stop_in_validation = !*validated_p;
   if (!*validated_p) return SPT_OK;
-  *best_p = isfinite(loss) && !(loss >= t->best_validation_loss); // true for the first, when best is NAN
-  if (*best_p) t->best_validation_loss = loss;
-  t->last_validation_loss = loss;
+  const double loss = validation.loss, kept = validation.low_rank_loss; // of the model that one keeps: without guides
+  *best_p = isfinite(kept) && !(kept >= t->best_validation_loss); // true for the first, when best is NAN
+  if (*best_p) t->best_validation_loss = kept;
+  t->last_validation = validation;
   const double bytes = (double)spt_token_stream_text_bytes(t->validation);
   const double tokens = (double)spt_token_stream_tokens(t->validation);
   t->last_bits_per_byte = bytes > 0 ? loss / log(2.0) * tokens / bytes : NAN;
   if (t->comm->rank == 0)
     trainer_progress_event("step %lld: validation loss %.4f, perplexity %.2f%s", (long long)t->step, loss, exp(loss),
-                           *best_p ? " (best)" : "");
+                           *best_p && !t->guidance ? " (best)" : "");
+  if (t->comm->rank == 0 && t->guidance)
+    trainer_progress_event("step %lld: without guides %.4f, perplexity %.2f%s", (long long)t->step, kept, exp(kept), *best_p ? " (best)" : "");
   return SPT_OK;
 }
 
 static spt_metric_record make_record(const trainer *t, const trainer_step *step, bool validated) {
   const double rate = (double)trainer_tokens_per_step(&t->config) / step->seconds;
+  const bool guided = step->number <= t->guided_steps;
+  const double guides = guided ? spt_guidance_share(&t->config.guidance, t->config.schedule.steps, step->number - 1) : 0;
   spt_comm_counter traffic[SPT_COLLECTIVE_KINDS];
   job_count_traffic(&t->config, t->plan, traffic);
   static const spt_collective kinds[] = {[SPT_REDUCTION_ALL_REDUCE] = SPT_COLLECTIVE_ALL_REDUCE,
                                          [SPT_REDUCTION_REDUCE_SCATTER] = SPT_COLLECTIVE_REDUCE_SCATTER,
                                          [SPT_REDUCTION_TREE] = SPT_COLLECTIVE_EXCHANGE};
   const spt_comm_counter reduce = traffic[kinds[t->config.dist.reduction]];
-  const spt_overlap *overlap = spt_data_parallel_overlap(t->data_parallel);
+  const spt_overlap *overlap = &t->last_overlap;
   spt_metric_record entry = {.step = step->number,
                                    .tokens = step->tokens,
                                    .loss = step->loss,
@@ -240,7 +248,7 @@ static spt_metric_record make_record(const trainer *t, const trainer_step *step,
                                    .tokens_per_second = rate,
                                    .step_seconds = step->seconds,
                                    .data_wait_seconds = step->data_wait_seconds,
-                                   .model_flops_per_second = rate * t->flops.train_per_token,
+                                   .model_flops_per_second = rate * (t->flops.train_per_token + 3 * guides * t->flops.guide_forward),
                                    .reduce_wait_seconds = overlap->wait_seconds,
                                    .gather_seconds = overlap->gather_seconds,
                                    .optimizer_seconds = step->optimizer_seconds,
@@ -249,9 +257,12 @@ static spt_metric_record make_record(const trainer *t, const trainer_step *step,
                                    .reduce_messages = reduce.messages,
                                    .gather_bytes = traffic[SPT_COLLECTIVE_ALL_GATHER].bytes,
                                    .gather_messages = traffic[SPT_COLLECTIVE_ALL_GATHER].messages,
+                                   .guided = guided,
+                                   .guidance_alpha = guided ? spt_guidance_alpha(t->guided_steps, step->number - 1) : 0,
                                    .validated = validated,
-                                   .validation_loss = t->last_validation_loss,
-                                   .perplexity = exp(t->last_validation_loss),
+                                   .validation_loss = t->last_validation.loss,
+                                   .validation_loss_low_rank = t->last_validation.low_rank_loss,
+                                   .perplexity = exp(t->last_validation.loss),
                                    .bits_per_byte = t->last_bits_per_byte,
                                    .ranks = t->comm->size,
                                    .micro = t->config.batch.micro,
@@ -318,7 +329,7 @@ static spt_status after_issued_step(trainer *t, const trainer_step *step) {
 static bool needs_rest(const trainer *t) {
   const spt_config *config = &t->config;
   return t->step == config->schedule.steps || t->options.profile || trainer_spectral_due(t, t->step) || t->save_pending || t->skipped_in_a_row > 0 ||
-         is_due(config->checkpoint.every, t->step) || (t->validation && is_due(config->validation.every, t->step));
+         trainer_guidance_is_over(t) || is_due(config->checkpoint.every, t->step) || (t->validation && is_due(config->validation.every, t->step));
 }
 
 /* On a device: the step before the issued one is known by now, or soon; the issued one is waited for where something follows that needs it. */
@@ -388,6 +399,7 @@ static spt_status train(trainer *t) {
     t->backend->profiling = false; // a validation's or a save's ops are not a step's
     bool settled = true;
     if (!t->backend->host_memory) SPT_TRY(settle(t, &step, &settled));
+    if (trainer_guidance_is_over(t)) SPT_TRY(trainer_guidance_end(t)); // what follows the step has no guides
     if (settled) SPT_TRY(after_step(t, &step));
     stop = settled && (step.stop || t->stop_in_validation);
     add_time(&since, &t->times.loop);

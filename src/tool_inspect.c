@@ -157,14 +157,18 @@ static spt_status inspect_tokens(const options *o) {
   return status;
 }
 
-static void print_checkpoint(const options *o, const spt_checkpoint *checkpoint, int64_t elements[2]) {
+enum { MODEL, GUIDES, OPTIMIZER, PARTS };
+
+static void print_checkpoint(const options *o, const spt_checkpoint *checkpoint, const int64_t elements[PARTS]) {
   const spt_checkpoint_header *header = spt_checkpoint_header_of(checkpoint);
   printf("file: %s\nkind: checkpoint\n", o->path);
   printf("step: %lld\ntokens: %lld\napplied updates: %lld\nranks: %d\n", (long long)header->step,
          (long long)header->tokens, (long long)header->applied_updates, header->rank_count);
   if (isfinite(header->best_validation_loss)) printf("best validation loss: %.6f\n", header->best_validation_loss);
   printf("configuration: SHA-256 %s\ndata: fingerprint %s\n", header->config_sha256, header->data_fingerprint);
-  printf("model: %lld parameters\noptimizer: %lld values\n", (long long)elements[0], (long long)elements[1]);
+  printf("model: %lld parameters\n", (long long)elements[MODEL]);
+  if (elements[GUIDES]) printf("guides: %lld values\n", (long long)elements[GUIDES]);
+  printf("optimizer: %lld values\n", (long long)elements[OPTIMIZER]);
   if (o->job) printf("job:\n%s\n", spt_checkpoint_job(checkpoint));
 }
 
@@ -173,12 +177,13 @@ static spt_status inspect_checkpoint(const options *o) {
   SPT_TRY(spt_checkpoint_open(o->path, &checkpoint));
   spt_status status = SPT_OK;
   const int count = spt_checkpoint_dataset_count(checkpoint);
-  int64_t elements[2] = {0, 0}; /* model, optimizer */
+  int64_t elements[PARTS] = {0};
   for (int i = 0; i < count && status == SPT_OK; i++) {
     const char *name;
     int64_t rows, cols;
     status = spt_checkpoint_dataset(checkpoint, i, &name, &rows, &cols);
-    if (status == SPT_OK) elements[strncmp(name, "/model/", 7) != 0] += rows * cols;
+    const int part = status != SPT_OK || strncmp(name, "/model/", 7) != 0 ? OPTIMIZER : spt_checkpoint_is_guide(name) ? GUIDES : MODEL;
+    if (status == SPT_OK) elements[part] += rows * cols;
   }
   if (status == SPT_OK) {
     print_checkpoint(o, checkpoint, elements);

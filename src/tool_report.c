@@ -75,6 +75,11 @@ static spt_status median_rate(const spt_metric_record *records, int64_t count, d
   return SPT_OK;
 }
 
+/* Of the model that one keeps, as best.h5 goes by it: without guides. */
+static double kept_loss(const spt_metric_record *record) {
+  return record->guided ? record->validation_loss_low_rank : record->validation_loss;
+}
+
 static void summarise_telemetry(const spt_metric_record *record, summary *s) {
   s->telemetries += record->matrix_count > 0;
   s->violations += record->spectral_violations;
@@ -98,8 +103,7 @@ static spt_status summarise(const spt_metric_record *records, int64_t count, sum
     if (!records[i].validated) continue;
     s->validations++;
     s->last_validated = &records[i];
-    if (isfinite(records[i].validation_loss) && (!s->best || records[i].validation_loss < s->best->validation_loss))
-      s->best = &records[i];
+    if (isfinite(kept_loss(&records[i])) && (!s->best || kept_loss(&records[i]) < kept_loss(s->best))) s->best = &records[i];
   }
   for (int64_t i = count - 1; i >= 0 && s->window < 20; i--)
     if (isfinite(records[i].loss)) {
@@ -118,7 +122,8 @@ static void print_summary(const summary *s) {
   if (s->last_validated) {
     printf("validation loss: %.4f at step %lld", s->last_validated->validation_loss,
            (long long)s->last_validated->step);
-    if (s->best) printf(", best %.4f at step %lld", s->best->validation_loss, (long long)s->best->step);
+    if (s->last_validated->guided) printf(", %.4f without guides", kept_loss(s->last_validated));
+    if (s->best) printf(", best %.4f at step %lld", kept_loss(s->best), (long long)s->best->step);
     printf("\nperplexity: %.2f\n", s->last_validated->perplexity);
     if (isfinite(s->last_validated->bits_per_byte)) printf("bits per byte: %.4f\n", s->last_validated->bits_per_byte);
   } else {

@@ -1,5 +1,5 @@
 /* The trainer's parts, opened and closed together by spectron_dist.c. One struct, borrowed by the trainer_*.c files;
- * each of them holds one concept: options, dry run, opening, state (resuming), saving, validation, progress. */
+ * each of them holds one concept: options, dry run, opening, state (resuming), guidance, saving, validation, progress. */
 #ifndef SPT_TRAINER_H
 #define SPT_TRAINER_H
 
@@ -94,6 +94,18 @@ typedef struct trainer_watch {
 
 typedef struct trainer_audit trainer_audit;
 typedef struct trainer_tree trainer_tree;
+typedef struct trainer_guidance trainer_guidance;
+
+/* Where the run's state comes from; the same on every rank but for the file, which rank 0 holds. */
+typedef struct trainer_source {
+  spt_checkpoint *checkpoint; /* rank 0's; NULL elsewhere, and without one */
+  bool found, resuming;       /* there is one; it is this run's own */
+} trainer_source;
+
+/* A validation: the mean loss per token as the model is trained, and without its guides, which is the same where it has none. */
+typedef struct trainer_validation {
+  double loss, low_rank_loss;
+} trainer_validation;
 typedef struct trainer_spectral trainer_spectral;
 typedef struct trainer_replay trainer_replay;
 
@@ -141,14 +153,18 @@ typedef struct trainer {
   trainer_audit *audit;   /* NULL without [dist] audit_every */
   trainer_replay *replay; /* NULL without --replay */
   trainer_tree *tree;     /* NULL without reduction = "tree" */
+  trainer_source source;  /* until the state is loaded */
+  trainer_guidance *guidance; /* NULL: the model has no guides, or no more */
+  int64_t guided_steps;       /* of this run: steps up to this one were trained with guides; 0: none */
   trainer_spectral *spectral; /* NULL without [metrics] spectral_every */
   int32_t *validation_tokens;
 
   int64_t step, tokens; /* completed */
   int64_t asked_micro;  /* batch.micro of the job; config has the chosen one */
   bool save_pending, stop_in_validation, new_validation_set;
-  double best_validation_loss; /* NAN: none yet */
-  double last_validation_loss, last_bits_per_byte;
+  double best_validation_loss; /* without guides; NAN: none yet */
+  trainer_validation last_validation;
+  double last_bits_per_byte;
   int skipped_in_a_row;
   trainer_saves saves;
   trainer_watch watch; /* rank 0 */
@@ -156,6 +172,7 @@ typedef struct trainer {
   trainer_times times;
   trainer_first_step first;
   spt_overlap overlap; /* summed over the run's steps */
+  spt_overlap last_overlap;
   int64_t first_step;
 } trainer;
 
@@ -181,10 +198,23 @@ spt_status trainer_print_presets(const spt_config *job, int ranks);
 /* trainer_open.c: everything a run needs, in order; on failure what was opened stays for trainer_close. Collective. */
 spt_status trainer_open(trainer *t);
 void trainer_close(trainer *t);
+/* Parts of it, done again when guidance ends. The parameter table, by config.model.guided, and its plan; then slabs by it. Local. */
+spt_status trainer_open_table(trainer *t);
+spt_status trainer_open_slab(trainer *t, const char *kind, spt_slab *slab, float **values_p);
+spt_status trainer_open_optimizer(trainer *t);
+/* All that hangs on parameters, gradients and optimizer: model, checkpoint items, audit, tree, data parallelism, saver. Collective. */
+spt_status trainer_open_step(trainer *t);
+void trainer_close_step(trainer *t);
 
 /* trainer_state.c */
 /* The checkpoint's datasets and this rank's pieces, the same list on every rank. */
 spt_status trainer_list_items(trainer *t);
+/* This rank's elements of a tensor: a whole factor, dense matrix or guide, a slice, or nothing. */
+void trainer_owned_range(const trainer *t, int tensor, int64_t *begin_p, int64_t *end_p);
+/* Calls work(t, i) for each pair i of the table, spread over the backend's threads; the error of one of them. Local. */
+spt_status trainer_for_pairs(trainer *t, spt_status (*work)(trainer *t, int pair));
+/* Finds what trainer_load_state will load, before the parameter table is made: config.model.guided becomes what the file has. Collective. */
+spt_status trainer_find_state(trainer *t);
 /* Resumes from the newest intact (or the named) checkpoint, or starts fresh where there is none; or initialises; or
  * --init-from. Collective. */
 spt_status trainer_load_state(trainer *t);
@@ -203,9 +233,9 @@ void trainer_note_records(trainer *t, spt_status status, bool durable);
  * best.h5 are not on disk. Collective. */
 spt_status trainer_end_saves(trainer *t);
 
-/* trainer_validate.c: mean loss per token on the held-out windows, computed by all ranks. Abandoned (*done_p false) as
+/* trainer_validate.c: mean losses per token on the held-out windows, computed by all ranks. Abandoned (*done_p false) as
  * soon as *stop is set on any rank. Collective. */
-spt_status trainer_validate(trainer *t, const volatile sig_atomic_t *stop, double *loss_p, bool *done_p);
+spt_status trainer_validate(trainer *t, const volatile sig_atomic_t *stop, trainer_validation *validation_p, bool *done_p);
 
 /* Micro-batches of a validation, with reduction = "tree". Local. */
 int64_t trainer_validation_batches(const trainer *t);
@@ -214,6 +244,8 @@ int64_t trainer_validation_batches(const trainer *t);
 spt_status trainer_tree_open(trainer *t);
 void trainer_tree_close(trainer *t);
 spt_tree_reduction *trainer_tree_reduction(const trainer *t);
+/* The number in the global batch of this rank's pass 0. */
+int64_t trainer_tree_first_batch(const trainer *t);
 /* Begins a step: all values are 0. Local. */
 void trainer_tree_begin(trainer *t);
 /* Where this rank's pass `pass` of the step adds its loss. Local. */
@@ -227,6 +259,20 @@ void trainer_tree_group_squares(const trainer *t, double group_squares[SPT_GRADI
 /* A validation's losses by micro-batch, all 0 at first; and their sum once all ranks have added theirs (Collective). */
 double *trainer_tree_validation(trainer *t);
 spt_status trainer_tree_validation_sum(trainer *t, int64_t batches, double *sum_p);
+
+/* trainer_guidance.c: self-guided training; all do nothing where the model has no guides. */
+spt_status trainer_guidance_open(trainer *t); /* Local */
+void trainer_guidance_close(trainer *t);
+/* Every guide becomes the product of its factors; they are gathered on every rank already. Collective. */
+spt_status trainer_guidance_init(trainer *t);
+/* The guides' alphas in this rank's pass `pass` of the present step; outside of training, as in step `step` (from 0), alpha for all without draws, or
+ * none. Local. */
+void trainer_guidance_train(trainer *t, int64_t pass);
+void trainer_guidance_evaluate(trainer *t, int64_t step, bool as_trained);
+/* After the last guided step: ends a save under way and frees the guides, their gradients and their optimizer state; all else goes on as it is,
+ * where it is. The device is at rest. Collective. */
+bool trainer_guidance_is_over(const trainer *t);
+spt_status trainer_guidance_end(trainer *t);
 
 /* trainer_decide.c: what a step sums over ranks, and clip and apply. Where memory is the host's, sums are, and are decided on, at once. On a
  * device both happen there, in the stream's order, and the host learns of them a step late. */
@@ -263,6 +309,8 @@ spt_status trainer_audit_check(trainer *t);
 
 /* trainer_spectral.c: the telemetry of [metrics] spectral_every; open and close do nothing without it. */
 spt_status trainer_spectral_open(trainer *t); /* after the data and the plan, before training reads data; Local */
+/* The same for another parameter table; what was measured last stays to be recorded. Local. */
+spt_status trainer_spectral_renew(trainer *t);
 void trainer_spectral_close(trainer *t);
 bool trainer_spectral_due(const trainer *t, int64_t step);
 /* Once the present step is decided, before its update; where memory is not the host's, waits for the device. Does nothing where the step is

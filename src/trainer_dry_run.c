@@ -1,6 +1,7 @@
 /* The dry run: what a job costs, without training it. */
 #include "job_cost.h"
 #include "core/flops_match.h"
+#include "core/guidance.h"
 #include "trainer.h"
 
 #include <math.h>
@@ -11,12 +12,16 @@ static double mib(size_t bytes) {
 }
 
 static void print_parameters(const spt_config *config, const spt_params *params) {
-  static const char *const names[] = {"embedding", "norm gains", "factors A", "factors B", "dense matrices", "head"};
-  int64_t counts[6] = {0};
+  static const char *const names[] = {"embedding", "norm gains", "factors A", "factors B", "dense matrices", "head", "guides"};
+  int64_t counts[SPT_ROLES] = {0};
   for (int i = 0; i < params->tensor_count; i++) counts[params->tensors[i].role] += params->tensors[i].count;
   printf("parameters          %14lld\n", (long long)params->count);
-  for (int role = 0; role < 6; role++)
-    if (counts[role]) printf("  %-17s %14lld\n", names[role], (long long)counts[role]);
+  for (int role = 0; role < SPT_ROLES; role++)
+    if (counts[role] && role != SPT_ROLE_GUIDE) printf("  %-17s %14lld\n", names[role], (long long)counts[role]);
+  if (params->guide_count)
+    printf("%-19s %14lld  (beside them, in the first %lld of %lld steps; memory, traffic and checkpoints below are with them)\n",
+           names[SPT_ROLE_GUIDE], (long long)params->guide_count,
+           (long long)spt_guidance_steps(&config->guidance, config->schedule.steps), (long long)config->schedule.steps);
   for (int i = 0; i < params->pair_count; i++) {
     const spt_pair *pair = &params->pairs[i];
     if (pair->layer == 0 && !spt_pair_is_dense(pair) && pair->r * (pair->m + pair->n) > pair->m * pair->n)
@@ -69,6 +74,12 @@ static void print_flops(const spt_config *config, const spt_flops *flops) {
   printf("  6·N·D             %14.4e  (as the paper counts)\n", tokens * flops->six_nd_per_token);
   printf("FLOPs of the run    %14.4e  (%lld steps; 6·N·D: %.4e)\n", spt_flops_run(config, flops, config->schedule.steps),
          (long long)config->schedule.steps, steps * tokens * flops->six_nd_per_token);
+  if (flops->guide_forward > 0) {
+    const double guidance = spt_flops_guidance(config, flops, config->schedule.steps),
+                 rest = spt_flops_run(config, flops, config->schedule.steps) - guidance;
+    printf("  guidance          %14.4e  (%.2f %% on top of the run's; the paper: about 25 %%%s)\n", guidance, 100 * guidance / rest,
+           config->guidance.stochastic ? "" : " with the stochastic variant");
+  }
   print_matched(config);
 }
 

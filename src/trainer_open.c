@@ -51,16 +51,26 @@ static spt_status open_data(trainer *t) {
   return SPT_OK;
 }
 
-static spt_status open_slabs(trainer *t) {
-  spt_slab_init(&t->parameter_slab, "parameters");
-  spt_slab_init(&t->gradient_slab, "gradients");
-  const size_t bytes = (size_t)t->plan->layout.elements * sizeof(float);
-  const size_t at = spt_slab_reserve(&t->parameter_slab, bytes);
-  spt_slab_reserve(&t->gradient_slab, bytes);
-  SPT_TRY(spt_slab_allocate(&t->parameter_slab, t->backend));
-  SPT_TRY(spt_slab_allocate(&t->gradient_slab, t->backend));
-  t->parameters = spt_slab_at(&t->parameter_slab, at);
-  t->gradients = spt_slab_at(&t->gradient_slab, at);
+spt_status trainer_open_table(trainer *t) {
+  SPT_TRY(spt_params_open(&t->config.model, &t->params));
+  spt_flops_count(&t->config.model, &t->config.optimizer, t->params, &t->flops);
+  return job_plan_open(&t->config, t->params, t->comm->size, &t->plan);
+}
+
+spt_status trainer_open_slab(trainer *t, const char *kind, spt_slab *slab, float **values_p) {
+  spt_slab_init(slab, kind);
+  const size_t at = spt_slab_reserve(slab, (size_t)t->plan->layout.elements * sizeof(float));
+  SPT_TRY(spt_slab_allocate(slab, t->backend));
+  *values_p = spt_slab_at(slab, at);
+  return SPT_OK;
+}
+
+spt_status trainer_open_optimizer(trainer *t) {
+  return spt_optimizer_open(t->backend, &t->config.optimizer, t->params, &t->plan->layout, &t->plan->shares[t->comm->rank],
+                            t->parameters, t->gradients, t->config.run.seed, &t->optimizer);
+}
+
+static spt_status open_control(trainer *t) {
   void *control = NULL;
   SPT_TRY(t->backend->ops->alloc(t->backend, sizeof *t->control, &control));
   t->control = control;
@@ -109,23 +119,15 @@ static spt_status open_compute(trainer *t) {
   t->backend->profiling = t->options.profile;
   SPT_TRY(spt_backend_measure_peak(t->backend));
   t->backend->profiling = false; // until the first step
-  SPT_TRY(spt_params_open(&config->model, &t->params));
-  spt_flops_count(&config->model, &config->optimizer, t->params, &t->flops);
-  SPT_TRY(job_plan_open(config, t->params, t->comm->size, &t->plan));
-  SPT_TRY(open_slabs(t));
-  SPT_TRY(spt_model_open(t->backend, &config->model, t->params, &t->plan->layout, t->parameters, t->gradients,
-                         config->batch.micro, &t->model));
-  SPT_TRY(spt_optimizer_open(t->backend, &config->optimizer, t->params, &t->plan->layout,
-                             &t->plan->shares[t->comm->rank], t->parameters, t->gradients, config->run.seed,
-                             &t->optimizer));
+  SPT_TRY(trainer_open_table(t));
+  SPT_TRY(trainer_open_slab(t, "parameters", &t->parameter_slab, &t->parameters));
+  SPT_TRY(trainer_open_slab(t, "gradients", &t->gradient_slab, &t->gradients));
+  SPT_TRY(open_control(t));
+  SPT_TRY(trainer_open_optimizer(t));
   const size_t window = (size_t)(config->batch.micro * (config->model.seq_len + 1));
   t->validation_tokens = malloc(3 * window * sizeof *t->validation_tokens); // windows, ids, targets
   if (!t->validation_tokens) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for a validation micro-batch");
-  SPT_TRY(trainer_list_items(t));
-#ifdef SPT_RED_ZONES
-  if (getenv("SPT_TEST_ADDRESSES")) trainer_print_addresses(t);
-#endif
-  return trainer_audit_open(t);
+  return trainer_guidance_open(t);
 }
 
 static spt_status open_folder(trainer *t) {
@@ -182,20 +184,49 @@ static bool saves_on_the_way(const spt_config *config) {
          (config->data.validation.count > 0 && config->validation.every > 0 && config->validation.every < steps);
 }
 
-spt_status trainer_open(trainer *t) {
-  const spt_config *config = &t->config;
-  t->started = t->saves.tried_at = trainer_now();
-  t->saves.durable_step = t->saves.failed.step = -1;
-  t->saves.durable_best_loss = t->best_validation_loss = t->last_validation_loss = t->last_bits_per_byte = NAN;
-  PHASE(open_folder(t));
-  PHASE(open_data(t));
-  PHASE(open_compute(t));
-  PHASE(trainer_spectral_open(t));
-  PHASE(open_bulk(t));
+static spt_status open_model(trainer *t) {
+  SPT_TRY(spt_model_open(t->backend, &t->config.model, t->params, &t->plan->layout, t->parameters, t->gradients,
+                         t->config.batch.micro, &t->model));
+  SPT_TRY(trainer_list_items(t));
+#ifdef SPT_RED_ZONES
+  if (getenv("SPT_TEST_ADDRESSES")) trainer_print_addresses(t);
+#endif
+  return SPT_OK;
+}
+
+spt_status trainer_open_step(trainer *t) {
+  PHASE(open_model(t));
+  PHASE(trainer_audit_open(t));
   PHASE(trainer_tree_open(t));
   PHASE(open_data_parallel(t));
   PHASE(spt_checkpoint_saver_open(t->comm, t->backend, t->items, t->item_count, &t->saver));
-  if (saves_on_the_way(config)) spt_checkpoint_saver_prepare(t->saver);
+  if (saves_on_the_way(&t->config)) spt_checkpoint_saver_prepare(t->saver);
+  return SPT_OK;
+}
+
+void trainer_close_step(trainer *t) {
+  spt_checkpoint_saver_close(&t->saver);
+  spt_data_parallel_close(&t->data_parallel);
+  trainer_tree_close(t);
+  spt_model_close(&t->model);
+  trainer_audit_close(t);
+  free(t->items);
+  t->items = NULL;
+  t->item_count = t->model_item_count = 0;
+}
+
+spt_status trainer_open(trainer *t) {
+  t->started = t->saves.tried_at = trainer_now();
+  t->saves.durable_step = t->saves.failed.step = -1;
+  t->saves.durable_best_loss = t->best_validation_loss = t->last_bits_per_byte = NAN;
+  t->last_validation = (trainer_validation){NAN, NAN};
+  PHASE(open_folder(t));
+  PHASE(open_data(t));
+  PHASE(trainer_find_state(t));
+  PHASE(open_compute(t));
+  PHASE(trainer_spectral_open(t));
+  PHASE(open_bulk(t));
+  PHASE(trainer_open_step(t));
   PHASE(trainer_load_state(t));
   PHASE(trainer_decide_open(t));
   PHASE(spt_model_refresh(t->model));
@@ -208,21 +239,18 @@ spt_status trainer_open(trainer *t) {
 
 void trainer_close(trainer *t) {
   spt_prefetch_close(&t->prefetch);
-  spt_checkpoint_saver_close(&t->saver);
+  trainer_close_step(t);
   trainer_watch_close(t);
   if (t->metrics) spt_metrics_close(&t->metrics);
-  spt_data_parallel_close(&t->data_parallel);
   if (t->bulk) t->bulk->ops->close(&t->bulk);
-  trainer_tree_close(t);
+  trainer_guidance_close(t);
   trainer_spectral_close(t);
   trainer_replay_close(t);
+  spt_checkpoint_close(&t->source.checkpoint);
   spt_optimizer_close(&t->optimizer);
-  spt_model_close(&t->model);
   spt_slab_fini(&t->gradient_slab);
   spt_slab_fini(&t->parameter_slab);
   free(t->validation_tokens);
-  trainer_audit_close(t);
-  free(t->items);
   spt_token_stream_close(&t->validation);
   spt_token_stream_close(&t->train);
   spt_shard_plan_close(&t->plan);

@@ -61,6 +61,9 @@ void trainer_progress_open(const trainer *t) {
       config->run.name, config->model.preset[0] ? config->model.preset : "model", (double)t->params->count / 1e6,
       t->params->tensor_count, spt_params_factor_pairs(t->params), (long long)config->batch.sequences,
       (long long)config->model.seq_len, (long long)config->schedule.steps);
+  if (t->guidance)
+    trainer_progress_event("self-guided%s until step %lld: %.2f M elements of guides beside the factors", config->guidance.stochastic ? ", stochastic," : "",
+                           (long long)t->guided_steps, (double)t->params->guide_count / 1e6);
   trainer_progress_event("%d rank%s × (%s), micro-batch %lld, %s%s; data: %lld training tokens in %d file%s",
                          t->comm->size, t->comm->size == 1 ? "" : "s", t->backend->description,
                          (long long)config->batch.micro,

@@ -31,6 +31,9 @@ struct trainer_spectral {
   double *told;   /* [count·TOLD] */
   spt_telemetry *found; /* [count] */
   spt_metric_matrix *records; /* [count] */
+  spt_metric_matrix *shown; /* [shown_count] what was measured last */
+  int shown_count;
+  spt_metric_matrix *before; /* `shown` of a table that is no more; NULL: none */
   int64_t rows, positions[ROWS_MAX];
   int32_t *ids;  /* (seq_len) of the probe */
   float *inputs; /* spt_probe_floats */
@@ -121,9 +124,11 @@ static spt_status open_probe(trainer_spectral *spectral, const trainer *t) {
   const int64_t seq_len = t->config.model.seq_len;
   spectral->rows = seq_len < ROWS_MAX ? seq_len : ROWS_MAX;
   for (int64_t i = 0; i < spectral->rows; i++) spectral->positions[i] = (2 * i + 1) * seq_len / (2 * spectral->rows);
-  spectral->ids = malloc((size_t)seq_len * sizeof *spectral->ids);
+  const bool read = spectral->ids != NULL;
+  if (!read) spectral->ids = malloc((size_t)seq_len * sizeof *spectral->ids);
   spectral->inputs = malloc((size_t)spt_probe_floats(&t->config.model, spectral->rows) * sizeof(float));
   if (!spectral->ids || !spectral->inputs) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for the telemetry's probe");
+  if (read) return SPT_OK;
   return spt_token_stream_read(t->validation ? t->validation : t->train, 0, seq_len, spectral->ids);
 }
 
@@ -149,14 +154,33 @@ spt_status trainer_spectral_open(trainer *t) {
   return open_parts(t->spectral, t);
 }
 
-void trainer_spectral_close(trainer *t) {
-  trainer_spectral *spectral = t->spectral;
-  if (!spectral) return;
+static void free_parts(trainer_spectral *spectral) {
   void *const parts[] = {spectral->matrices, spectral->own,    spectral->told,   spectral->found,
                          spectral->records,  spectral->ids,    spectral->inputs,     spectral->workspaces, spectral->copied,
-                         spectral->scratch,  spectral};
+                         spectral->scratch,  spectral->before,  spectral};
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) free(parts[i]);
+}
+
+void trainer_spectral_close(trainer *t) {
+  if (t->spectral) free_parts(t->spectral);
   t->spectral = NULL;
+}
+
+spt_status trainer_spectral_renew(trainer *t) {
+  trainer_spectral *old = t->spectral, *renewed = old ? calloc(1, sizeof *renewed) : NULL;
+  if (!old) return SPT_OK;
+  if (!renewed) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for the telemetry of [metrics] spectral_every");
+  renewed->ids = old->ids; // the probe is read once
+  old->ids = NULL;
+  renewed->taken = old->taken;
+  renewed->seconds = old->seconds;
+  renewed->violations = old->violations;
+  renewed->shown = renewed->before = old->records;
+  renewed->shown_count = old->count;
+  old->records = NULL;
+  free_parts(old);
+  t->spectral = renewed;
+  return open_parts(renewed, t);
 }
 
 /* ---- a step ---- */
@@ -202,6 +226,7 @@ spt_status trainer_spectral_begin(trainer *t) {
   spectral->seconds = 0;
   for (int i = 0; i < spectral->count * TOLD; i++) spectral->told[i] = -INFINITY;
   t->backend->profiling = false;
+  trainer_guidance_evaluate(t, t->step, true); // the same on all ranks, whatever they drew
   const spt_status status = spt_model_probe(t->model, spectral->ids, spectral->rows, spectral->positions, spectral->inputs);
   t->backend->profiling = profiling;
   spend(t, start);
@@ -271,6 +296,8 @@ static spt_status measure_own(trainer *t) {
 static void judge(trainer *t) {
   trainer_spectral *spectral = t->spectral;
   spectral->violations = 0;
+  spectral->shown = spectral->records;
+  spectral->shown_count = spectral->count;
   for (int i = 0; i < spectral->count; i++) {
     const spt_telemetry *found = &spectral->found[i];
     spectral->records[i].values = *found;
@@ -305,8 +332,8 @@ spt_status trainer_spectral_end(trainer *t) {
 void trainer_spectral_record(const trainer *t, spt_metric_record *record) {
   const trainer_spectral *spectral = t->spectral;
   if (!spectral || spectral->taken != record->step) return;
-  record->matrices = spectral->records;
-  record->matrix_count = spectral->count;
+  record->matrices = spectral->shown;
+  record->matrix_count = spectral->shown_count;
   record->spectral_seconds = spectral->seconds;
   record->spectral_violations = spectral->violations;
 }

@@ -1,6 +1,7 @@
 /* A run's state: the datasets of a checkpoint and who holds which piece; resuming, initialising. */
 #include "trainer.h"
 
+#include "core/guidance.h"
 #include "io/job_toml.h"
 
 #include <math.h>
@@ -10,8 +11,7 @@
 
 /* ---- the list of datasets ---- */
 
-/* This rank's elements of each tensor: a whole factor or dense matrix, a slice, or nothing. */
-static void owned_range(const trainer *t, int tensor, int64_t *begin_p, int64_t *end_p) {
+void trainer_owned_range(const trainer *t, int tensor, int64_t *begin_p, int64_t *end_p) {
   const spt_share *share = &t->plan->shares[t->comm->rank];
   *begin_p = *end_p = 0;
   for (int i = 0; i < share->pair_count; i++) {
@@ -30,7 +30,7 @@ static void add_model_item(trainer *t, int tensor) {
   spt_checkpoint_item *item = &t->items[t->item_count++];
   *item = (spt_checkpoint_item){.rows = entry->rows, .cols = entry->cols};
   snprintf(item->dataset, sizeof item->dataset, "/model/%s", entry->name);
-  owned_range(t, tensor, &item->begin, &item->end);
+  trainer_owned_range(t, tensor, &item->begin, &item->end);
   item->values = t->parameters + t->plan->layout.offset[tensor] + item->begin;
 }
 
@@ -66,7 +66,10 @@ spt_status trainer_list_items(trainer *t) {
 
 /* ---- initialisation ---- */
 
+static bool initialises_pair(const trainer *t, int index);
+
 static spt_status init_pair(trainer *t, int index) {
+  if (!initialises_pair(t, index)) return SPT_OK;
   const spt_pair *pair = &t->params->pairs[index];
   const size_t a_bytes = (size_t)(pair->m * pair->r) * sizeof(float),
                b_bytes = (size_t)(pair->n * pair->r) * sizeof(float);
@@ -109,14 +112,13 @@ static bool initialises_pair(const trainer *t, int index) {
   return t->plan->pair_owner[index] == t->comm->rank;
 }
 
-/* The truncated SVDs of this rank's pairs, spread over its threads. A worker's error is carried back to this thread. */
-static spt_status init_pairs(trainer *t) {
+/* A worker's error is carried back to this thread. */
+spt_status trainer_for_pairs(trainer *t, spt_status (*work)(trainer *t, int pair)) {
   spt_status failed = SPT_OK;
   char message[512] = "";
 #pragma omp parallel for schedule(dynamic) num_threads(t->backend->threads)
   for (int i = 0; i < t->params->pair_count; i++) {
-    if (!initialises_pair(t, i)) continue;
-    const spt_status status = init_pair(t, i);
+    const spt_status status = work(t, i);
     if (status != SPT_OK) {
 #pragma omp critical
       {
@@ -160,18 +162,20 @@ static spt_status share_pairs(trainer *t) {
 
 static spt_status init_parameters(trainer *t) {
   const spt_share *share = &t->plan->shares[t->comm->rank];
-  spt_status status = init_pairs(t);
+  spt_status status = trainer_for_pairs(t, init_pair); // truncated SVDs
   for (int i = 0; status == SPT_OK && i < share->slice_count; i++) {
     const spt_slice *slice = &share->slices[i];
-    if (!spt_tensor_is_factor(&t->params->tensors[slice->tensor])) status = init_slice(t, slice->tensor, slice->begin, slice->end);
+    const spt_role role = t->params->tensors[slice->tensor].role;
+    if (role != SPT_ROLE_FACTOR_A && role != SPT_ROLE_FACTOR_B && role != SPT_ROLE_GUIDE) status = init_slice(t, slice->tensor, slice->begin, slice->end);
   }
   for (int i = 0; status == SPT_OK && i < share->pair_count; i++) {
     const spt_pair *pair = &t->params->pairs[share->pairs[i]];
-    if (spt_pair_is_dense(pair)) status = init_slice(t, pair->a, 0, spt_pair_elements(pair));
+    if (t->params->tensors[pair->a].role == SPT_ROLE_DENSE) status = init_slice(t, pair->a, 0, spt_pair_elements(pair));
   }
   SPT_TRY(spt_comm_agree(t->comm, status, NULL));
   SPT_TRY(share_pairs(t));
-  return spt_data_parallel_gather(t->data_parallel);
+  SPT_TRY(spt_data_parallel_gather(t->data_parallel));
+  return trainer_guidance_init(t);
 }
 
 /* ---- resuming ---- */
@@ -211,6 +215,18 @@ static spt_status refuse_newer(const trainer *t, int64_t step) {
       t->options.resume_path, (long long)step, t->config.run.output, (long long)newest_step);
 }
 
+/* While there are guides, alpha must go on as it was planned. Once they are gone they are gone, whatever the steps are now. */
+static spt_status check_guidance(const trainer *t, const spt_checkpoint *checkpoint, const spt_config *before) {
+  const int64_t planned = spt_guidance_steps(&before->guidance, before->schedule.steps),
+                now = spt_guidance_steps(&t->config.guidance, t->config.schedule.steps);
+  if (!spt_checkpoint_has_guides(checkpoint) || planned == now) return SPT_OK;
+  return SPT_FAIL(SPT_ERR_USAGE,
+                  "[schedule] steps = %lld: guidance would end at step %lld instead of %lld, which the checkpoint of step %lld has not reached: keep "
+                  "steps = %lld until then",
+                  (long long)t->config.schedule.steps, (long long)now, (long long)planned,
+                  (long long)spt_checkpoint_header_of(checkpoint)->step, (long long)before->schedule.steps);
+}
+
 /* Rank 0: the checkpoint to go on from (NULL: none), compared with this job and its data. */
 static spt_status find_checkpoint(trainer *t, spt_checkpoint **checkpoint_p) {
   char warning[1024] = "";
@@ -237,6 +253,7 @@ static spt_status find_checkpoint(trainer *t, spt_checkpoint **checkpoint_p) {
   asked.batch.micro = t->asked_micro;
   spt_job_compare(&before, &asked, visit_change, &changes);
   SPT_TRY(changes.status);
+  SPT_TRY(check_guidance(t, *checkpoint_p, &before));
   t->new_validation_set = changes.validation;
   if (strcmp(header->data_fingerprint, t->fingerprint) != 0)
     return SPT_FAIL(SPT_ERR_DATA,
@@ -249,19 +266,22 @@ static spt_status find_checkpoint(trainer *t, spt_checkpoint **checkpoint_p) {
   return SPT_OK;
 }
 
-/* Reads the masters on every rank. */
-static spt_status load_model(trainer *t, spt_checkpoint *checkpoint) {
+/* Reads the masters on every rank, guides where `guides` is. */
+static spt_status load_model(trainer *t, spt_checkpoint *checkpoint, bool guides) {
   spt_checkpoint_item *whole = calloc((size_t)t->model_item_count, sizeof *whole);
   spt_status status = whole ? SPT_OK : SPT_FAIL(SPT_ERR_RESOURCE, "out of memory loading a checkpoint");
   status = spt_comm_agree(t->comm, status, NULL);
   if (status == SPT_OK) {
+    int count = 0;
     for (int i = 0; i < t->model_item_count; i++) {
-      whole[i] = t->items[i];
-      whole[i].begin = 0;
-      whole[i].end = whole[i].rows * whole[i].cols;
-      whole[i].values = t->parameters + t->plan->layout.offset[i];
+      if (!guides && t->params->tensors[i].role == SPT_ROLE_GUIDE) continue;
+      spt_checkpoint_item *item = &whole[count++];
+      *item = t->items[i];
+      item->begin = 0;
+      item->end = item->rows * item->cols;
+      item->values = t->parameters + t->plan->layout.offset[i];
     }
-    status = spt_checkpoint_load_replicated(t->comm, t->backend, checkpoint, whole, t->model_item_count);
+    status = spt_checkpoint_load_replicated(t->comm, t->backend, checkpoint, whole, count);
   }
   free(whole);
   return status;
@@ -271,7 +291,7 @@ static spt_status resume(trainer *t, spt_checkpoint *checkpoint) {
   spt_checkpoint_header header = {0};
   if (checkpoint) header = *spt_checkpoint_header_of(checkpoint);
   SPT_TRY(t->comm->ops->broadcast(t->comm, &header, sizeof header, 0));
-  SPT_TRY(load_model(t, checkpoint));
+  SPT_TRY(load_model(t, checkpoint, true));
   SPT_TRY(spt_checkpoint_load(t->comm, t->backend, checkpoint, t->items + t->model_item_count,
                               t->item_count - t->model_item_count));
   spt_optimizer_set_applied(t->optimizer, header.applied_updates);
@@ -316,31 +336,38 @@ static spt_status open_branch(trainer *t, spt_checkpoint **checkpoint_p) {
   return SPT_OK;
 }
 
-spt_status trainer_load_state(trainer *t) {
-  bool resuming = t->options.resume || t->config.checkpoint.resume;
-  spt_checkpoint *checkpoint = NULL;
+spt_status trainer_find_state(trainer *t) {
+  trainer_source *source = &t->source;
+  source->resuming = t->options.resume || t->config.checkpoint.resume;
   spt_status status = SPT_OK;
   if (t->comm->rank == 0) {
-    if (resuming) status = find_checkpoint(t, &checkpoint);
+    if (source->resuming) status = find_checkpoint(t, &source->checkpoint);
     if (status == SPT_OK &&
-        !checkpoint) { // a branch that is requeued resumes itself; before that it starts from the other run
-      resuming = false;
-      if (t->options.init_from) status = open_branch(t, &checkpoint);
+        !source->checkpoint) { // a branch that is requeued resumes itself; before that it starts from the other run
+      source->resuming = false;
+      if (t->options.init_from) status = open_branch(t, &source->checkpoint);
     }
+    source->found = source->checkpoint != NULL;
+    if (status == SPT_OK && source->resuming) t->config.model.guided = spt_checkpoint_has_guides(source->checkpoint);
   }
-  status = spt_comm_agree(t->comm, status, NULL);
-  int found = checkpoint != NULL;
-  if (status == SPT_OK) status = t->comm->ops->broadcast(t->comm, &found, sizeof found, 0);
-  if (status == SPT_OK) status = t->comm->ops->broadcast(t->comm, &resuming, sizeof resuming, 0);
-  if (status == SPT_OK) {
-    if (!found)
-      status = init_parameters(t);
-    else if (resuming)
-      status = resume(t, checkpoint);
-    else
-      status = load_model(t, checkpoint);
-  }
-  spt_checkpoint_close(&checkpoint);
+  SPT_TRY(spt_comm_agree(t->comm, status, NULL));
+  SPT_TRY(t->comm->ops->broadcast(t->comm, &source->found, sizeof source->found, 0));
+  SPT_TRY(t->comm->ops->broadcast(t->comm, &source->resuming, sizeof source->resuming, 0));
+  return t->comm->ops->broadcast(t->comm, &t->config.model.guided, sizeof t->config.model.guided, 0);
+}
+
+/* Another run's parameters. Guidance begins anew, with the guides that leave its function as it is. */
+static spt_status branch(trainer *t) {
+  SPT_TRY(load_model(t, t->source.checkpoint, false));
+  return trainer_guidance_init(t);
+}
+
+spt_status trainer_load_state(trainer *t) {
+  trainer_source *source = &t->source;
+  const spt_status status = !source->found      ? init_parameters(t)
+                            : source->resuming ? resume(t, source->checkpoint)
+                                               : branch(t);
+  spt_checkpoint_close(&source->checkpoint);
   return status;
 }
 

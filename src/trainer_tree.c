@@ -56,6 +56,10 @@ spt_tree_reduction *trainer_tree_reduction(const trainer *t) {
   return t->tree->reduction;
 }
 
+int64_t trainer_tree_first_batch(const trainer *t) {
+  return t->tree->first_loss;
+}
+
 void trainer_tree_begin(trainer *t) {
   memset(t->tree->values, 0, (size_t)t->tree->capacity * sizeof *t->tree->values);
 }

@@ -47,8 +47,8 @@ static void own_windows(const trainer *t, int64_t windows, int64_t *begin_p, int
   if (*end_p > windows) *end_p = windows;
 }
 
-spt_status trainer_validate(trainer *t, const volatile sig_atomic_t *stop, double *loss_p, bool *done_p) {
-  const double start = trainer_now();
+/* The mean loss with the guides' alphas as they are set. */
+static spt_status evaluate(trainer *t, const volatile sig_atomic_t *stop, double *loss_p, bool *done_p) {
   const int64_t windows = count_windows(t), size = t->comm->size, micro = t->config.batch.micro;
   const int64_t batches = trainer_validation_batches(t);
   const int64_t passes = t->tree ? (batches + size - 1) / size
@@ -69,6 +69,18 @@ spt_status trainer_validate(trainer *t, const volatile sig_atomic_t *stop, doubl
   SPT_TRY(t->tree ? trainer_tree_validation_sum(t, batches, &sum)
                   : t->comm->ops->reduce_double(t->comm, &sum, 1, SPT_REDUCE_SUM));
   *loss_p = sum / (double)(windows * t->config.model.seq_len);
+  return SPT_OK;
+}
+
+spt_status trainer_validate(trainer *t, const volatile sig_atomic_t *stop, trainer_validation *validation_p, bool *done_p) {
+  const double start = trainer_now();
+  trainer_guidance_evaluate(t, t->step - 1, true);
+  SPT_TRY(evaluate(t, stop, &validation_p->loss, done_p));
+  validation_p->low_rank_loss = validation_p->loss;
+  if (t->guidance && *done_p) {
+    trainer_guidance_evaluate(t, t->step - 1, false);
+    SPT_TRY(evaluate(t, stop, &validation_p->low_rank_loss, done_p));
+  }
   t->times.validation += trainer_now() - start;
   return SPT_OK;
 }

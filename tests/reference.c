@@ -31,6 +31,11 @@ static double sigmoid(double x) {
   return 1.0 / (1.0 + exp(-x));
 }
 
+/* Scale of member j's guide, and of its low-rank product. */
+static double guide_scale(const ref_group *g, int64_t j) {
+  return g->desc->guided ? g->alpha[j] : 0.0;
+}
+
 /* h (N, n) */
 static double *prologue(const ref_group *g, double *rstd) {
   const int64_t n = g->desc->in_dim;
@@ -73,7 +78,8 @@ void ref_group_forward(const ref_group *g, double *rstd, double *t, double *y) {
     double *t_j = zeros(g->tokens * r), *z = zeros(g->tokens * m);
     if (r > 0) {
       ref_gemm(g->tokens, r, n, false, false, 1.0, h, g->b[j], 0.0, t_j);
-      ref_gemm(g->tokens, m, r, false, true, 1.0, t_j, g->a[j], 0.0, z);
+      ref_gemm(g->tokens, m, r, false, true, 1.0 - guide_scale(g, j), t_j, g->a[j], 0.0, z);
+      if (guide_scale(g, j) > 0.0) ref_gemm(g->tokens, m, n, false, true, guide_scale(g, j), h, g->guide[j], 1.0, z);
     } else
       ref_gemm(g->tokens, m, n, false, true, 1.0, h, g->a[j], 0.0, z);
     for (int64_t row = 0; row < g->tokens; row++) {
@@ -116,7 +122,7 @@ static void prologue_backward(const ref_group *g, const double *dh, double *dx, 
 }
 
 void ref_group_backward(const ref_group *g, const double *dy, double *dx, double *dgain, double *da[SPT_GROUP_MAX],
-                        double *db[SPT_GROUP_MAX]) {
+                        double *db[SPT_GROUP_MAX], double *dguide[SPT_GROUP_MAX]) {
   const spt_group_desc *desc = g->desc;
   const int64_t n = desc->in_dim, out = spt_group_out(desc), N = g->tokens;
   double *h = prologue(g, NULL), *dz_all = zeros(N * out), *dh = zeros(N * n);
@@ -129,9 +135,12 @@ void ref_group_backward(const ref_group *g, const double *dy, double *dx, double
       for (int64_t i = 0; i < m; i++) dz[row * m + i] = dz_all[row * out + column + i];
     if (r > 0) {
       ref_gemm(N, r, n, false, false, 1.0, h, g->b[j], 0.0, t);
-      ref_gemm(N, r, m, false, false, 1.0, dz, g->a[j], 0.0, dt);
+      const double alpha = guide_scale(g, j);
+      ref_gemm(N, r, m, false, false, 1.0 - alpha, dz, g->a[j], 0.0, dt);
       ref_gemm(N, n, r, false, true, 1.0, dt, g->b[j], 1.0, dh);
-      if (da) ref_gemm(m, r, N, true, false, 1.0, dz, t, 0.0, da[j]);
+      if (alpha > 0.0) ref_gemm(N, n, m, false, false, alpha, dz, g->guide[j], 1.0, dh);
+      if (desc->guided && dguide) ref_gemm(m, n, N, true, false, alpha, dz, h, 0.0, dguide[j]);
+      if (da) ref_gemm(m, r, N, true, false, 1.0 - alpha, dz, t, 0.0, da[j]);
       if (db) ref_gemm(n, r, N, true, false, 1.0, h, dt, 0.0, db[j]);
     } else {
       ref_gemm(N, n, m, false, false, 1.0, dz, g->a[j], 1.0, dh);
@@ -234,7 +243,7 @@ void ref_head_loss(int64_t tokens, int64_t hidden, int64_t vocab, double eps, co
     for (int64_t i = 0; i < vocab; i++) l[i] = scale * (exp(l[i] - lse) - (i == targets[row] ? 1.0 : 0.0));
   }
   double *da[SPT_GROUP_MAX] = {dw};
-  if (dx) ref_group_backward(&g, logits, dx, dgain, da, NULL);
+  if (dx) ref_group_backward(&g, logits, dx, dgain, da, NULL, NULL);
   free(logits);
 }
 

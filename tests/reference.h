@@ -13,13 +13,15 @@ typedef struct ref_group {
   const double *gain;     /* (n), RMSNORM */
   const double *residual; /* (N, m), RESIDUAL */
   const double *a[SPT_GROUP_MAX], *b[SPT_GROUP_MAX];
+  const double *guide[SPT_GROUP_MAX]; /* (m_j, n), of a guided group */
+  double alpha[SPT_GROUP_MAX];
 } ref_group;
 
 /* rstd (N), t (N, Σr) and y (N, M) out; rstd and t may be NULL. */
 void ref_group_forward(const ref_group *g, double *rstd, double *t, double *y);
 /* Gradients of Σ dy·y, all overwritten; dx like x (without the residual's part). Any of them may be NULL. */
 void ref_group_backward(const ref_group *g, const double *dy, double *dx, double *dgain, double *da[SPT_GROUP_MAX],
-                        double *db[SPT_GROUP_MAX]);
+                        double *db[SPT_GROUP_MAX], double *dguide[SPT_GROUP_MAX]);
 
 typedef struct ref_attention {
   int64_t sequences, seq_len, heads, kv_heads, head_dim;

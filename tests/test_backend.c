@@ -84,6 +84,7 @@ static void test_workspace(void **state) {
         open_cpu(SPT_BACKEND_CPU, i % 2 ? SPT_PRECISION_BF16 : SPT_PRECISION_FP32, (int)ops_draw(&f, 1, 4), 1);
     const int64_t kv = ops_draw(&f, 1, 3), heads = kv * ops_draw(&f, 1, 3), d = 2 * ops_draw(&f, 4, 20),
                   T = ops_draw(&f, 1, 700);
+    const bool guided = i % 3 != SPT_DENSE && ops_draw(&f, 0, 1) == 1;
     const spt_model_config model = {.hidden = heads * d,
                                     .layers = 1,
                                     .heads = heads,
@@ -92,13 +93,14 @@ static void test_workspace(void **state) {
                                     .vocab = ops_draw(&f, 2, 9000),
                                     .seq_len = T,
                                     .parameterization = (spt_parameterization)(i % 3),
-                                    .rank_ratio = 0.3};
+                                    .rank_ratio = 0.3,
+                                    .guided = guided};
     const int64_t tokens = T * ops_draw(&f, 1, 3),
                   r = i % 3 == SPT_LOW_RANK ? spt_factor_rank(0.3, model.hidden, model.hidden) : 0;
     const int64_t r_kv = i % 3 == SPT_LOW_RANK ? spt_factor_rank(0.3, kv * d, model.hidden) : 0;
     const int64_t r_up = i % 3 == SPT_DENSE ? 0 : spt_factor_rank(0.3, model.ffn, model.hidden),
                   r_down = i % 3 == SPT_DENSE ? 0 : spt_factor_rank(0.3, model.hidden, model.ffn);
-    const spt_group_desc groups[] = {{.count = 3,
+    spt_group_desc groups[] = {{.count = 3,
                                       .in_dim = model.hidden,
                                       .out_dim = {model.hidden, kv * d, kv * d},
                                       .factor_rank = {r, r_kv, r_kv},
@@ -120,6 +122,7 @@ static void test_workspace(void **state) {
                                       .factor_rank = {r_down},
                                       .prologue = SPT_PROLOGUE_SWIGLU,
                                       .epilogue = SPT_EPILOGUE_RESIDUAL}};
+    for (int g = 0; g < 4; g++) groups[g].guided = guided && groups[g].factor_rank[0] > 0;
     for (int train = 0; train < 2; train++) {
       const size_t bytes = backend->ops->workspace_bytes(backend, &model, tokens, train);
       const spt_cpu *cpu = (const spt_cpu *)backend;

@@ -103,7 +103,8 @@ static void issue_ops(ops_fixture *f, unsigned char *memory) {
   OPS_OK(ops->group_pack(f->backend, &desc, &masters, weights));
   OPS_OK(ops->head_pack(f->backend, VOCAB, HIDDEN, table, head));
   OPS_OK(ops->embedding_forward(f->backend, TOKENS, HIDDEN, ids, table, x));
-  const spt_group_forward_args forward = {&desc, TOKENS, TOKENS, weights, gain, x, NULL, rstd, t, y, workspace};
+  const spt_group_forward_args forward = {.desc = &desc, .tokens = TOKENS, .seq_len = TOKENS, .weights = weights, .gain = gain, .x = x,
+                                          .rstd = rstd, .t = t, .y = y, .workspace = workspace};
   OPS_OK(ops->group_forward(f->backend, &forward));
   const spt_head_loss_args loss = {.tokens = TOKENS, .hidden = HIDDEN, .vocab = VOCAB, .norm_eps = 1e-5, .x = x, .gain = gain, .weights = head,
                                    .targets = ids, .losses = losses, .train = true, .loss_scale = 1.0f, .dx = dx, .dgain = dgain, .dw = dtable,

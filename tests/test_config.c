@@ -184,6 +184,13 @@ static void combinations_are_checked(void **state) {
   config.model.hidden = 64;
   assert_fails(SPT_ERR_USAGE, spt_config_complete(&config), "[model] layers", "missing");
   config = good();
+  config.guidance.method = SPT_GUIDANCE_SELF;
+  assert_false(config.model.guided);
+  assert_ok(spt_config_complete(&config));
+  assert_true(config.model.guided);
+  config.model.parameterization = SPT_DENSE;
+  assert_fails(SPT_ERR_USAGE, spt_config_complete(&config), "[guidance] method = \"self-guided\"", "model.parameterization", "guidance.method");
+  config = good();
   strcpy(config.run.name, "a/b");
   assert_fails(SPT_ERR_USAGE, spt_config_complete(&config), "[run] name = \"a/b\"");
   config = good();

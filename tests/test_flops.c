@@ -72,6 +72,38 @@ static void dense_s_by_muon(void **state) {
   }
 }
 
+/* Guides of S: 84,934,656 elements, each 3·2 FLOPs a token, and their updates, in 50 of 100 steps, or with draws in (50 + 1)/2 of them; nothing
+ * else is counted with them, 6ND least of all. */
+static void guided_s_by_hand(void **state) {
+  (void)state;
+  const double elements = 12 * (4 * 768.0 * 768 + 3 * 2048.0 * 768);
+  for (int method = 0; method < 2; method++) {
+    spt_flops plain, guided;
+    spt_params *params = open_preset("S", SPT_LOW_RANK, method ? SPT_METHOD_MUON : SPT_METHOD_ADAMW);
+    spt_flops_count(&config.model, &config.optimizer, params, &plain);
+    spt_params_close(&params);
+    config.guidance.method = SPT_GUIDANCE_SELF;
+    config.schedule.steps = 100;
+    assert_ok(spt_config_complete(&config));
+    assert_true(config.model.guided);
+    assert_ok(spt_params_open(&config.model, &params));
+    spt_flops_count(&config.model, &config.optimizer, params, &guided);
+    const double tokens = (double)config.batch.sequences * (double)config.model.seq_len, square = 10 * 768.0 * 768 * (3 * 768),
+                 wide = 10 * 768.0 * 768 * (2 * 2048 + 768), step = method ? 12 * (4 * square + 3 * wide) + 9 * elements : 14 * elements;
+    assert_true(plain.guide_forward == 0 && plain.guide_step == 0);
+    assert_true(guided.guide_forward == 2 * elements && guided.guide_step == step);
+    assert_true(guided.train_per_token == plain.train_per_token && guided.optimizer_step == plain.optimizer_step &&
+                guided.six_nd_per_token == plain.six_nd_per_token);
+    for (int stochastic = 0; stochastic < 2; stochastic++) {
+      config.guidance.stochastic = stochastic;
+      const double extra = tokens * 6 * elements * (stochastic ? 25.5 : 50) + 50 * step;
+      assert_true(fabs(spt_flops_guidance(&config, &guided, 100) / extra - 1) < 1e-12);
+      assert_true(fabs(spt_flops_run(&config, &guided, 100) / (spt_flops_run(&config, &plain, 100) + extra) - 1) < 1e-12);
+    }
+    spt_params_close(&params);
+  }
+}
+
 /* The paper's equal-FLOPs steps of S, M, L (App. E.3), and by exact counts. */
 static void paper_steps(void **state) {
   (void)state;
@@ -161,7 +193,7 @@ int main(void) {
       cmocka_unit_test(dense_s_by_muon),
       cmocka_unit_test(methods),
       cmocka_unit_test(parts_add_up),
-      cmocka_unit_test(paper_steps),
+      cmocka_unit_test(guided_s_by_hand), cmocka_unit_test(paper_steps),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -5,7 +5,7 @@
 
 #include "core/model.h"
 
-static const char *const cases[] = {"low_rank", "low_rank_gqa", "dense", "low_rank_ffn", "low_rank_tied"};
+static const char *const cases[] = {"low_rank", "low_rank_gqa", "dense", "low_rank_ffn", "low_rank_tied", "guided", "guided_mixed", "guided_ffn"};
 
 /* How the passes run, and the largest relative error of the loss and of any tensor's gradient. fp32 rounding is about
  * 1e-6 here. In bf16 an operand is rounded to 2^-9; the bound is some of those roundings on the way through the
@@ -34,6 +34,7 @@ typedef struct problem {
   spt_model_config config;
   int64_t sequences;
   double loss;
+  float *alphas; /* [layers·SPT_MATRICES] of the guides; NULL: there are none */
   int32_t *ids, *targets;
   spt_params *params;
   spt_layout layout;
@@ -83,6 +84,15 @@ static void open_problem(const char *name, problem *p) {
   snprintf(text, sizeof text, "%s/targets", p->path);
   golden_int32(p->file, text, tokens, p->targets);
 
+  snprintf(text, sizeof text, "%s/alphas", p->path);
+  const int64_t alphas = golden_count(p->file, text);
+  p->config.guided = alphas > 0;
+  if (p->config.guided) {
+    assert_int_equal(alphas, p->config.layers * SPT_MATRICES);
+    p->alphas = calloc((size_t)alphas, sizeof *p->alphas);
+    assert_non_null(p->alphas);
+    golden_floats(p->file, text, alphas, p->alphas);
+  }
   assert_ok(spt_params_open(&p->config, &p->params));
   // offsets out of table order and with gaps: nothing may assume a dense slab
   p->layout.offset = calloc((size_t)p->params->tensor_count, sizeof *p->layout.offset);
@@ -96,6 +106,7 @@ static void open_problem(const char *name, problem *p) {
 static void close_problem(problem *p) {
   spt_params_close(&p->params);
   free(p->layout.offset);
+  free(p->alphas);
   free(p->ids);
   free(p->targets);
   H5Fclose(p->file);
@@ -141,6 +152,7 @@ static void run_mode(const problem *p, const mode *mode, const float *parameters
   assert_ok(spt_model_open(backend, &config, p->params, &p->layout, device_parameters, device_gradients, mode->micro,
                            &model));
   assert_ok(spt_model_refresh(model));
+  spt_model_set_guidance(model, p->alphas);
 
   // evaluation first: it must leave nothing behind that training sees
   double evaluated = 0, trained = 0;
@@ -201,6 +213,9 @@ int main(void) {
       cmocka_unit_test_prestate(test_case, (void *)"dense"),
       cmocka_unit_test_prestate(test_case, (void *)"low_rank_ffn"),
       cmocka_unit_test_prestate(test_case, (void *)"low_rank_tied"),
+      cmocka_unit_test_prestate(test_case, (void *)"guided"),
+      cmocka_unit_test_prestate(test_case, (void *)"guided_mixed"),
+      cmocka_unit_test_prestate(test_case, (void *)"guided_ffn"),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

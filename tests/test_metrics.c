@@ -27,7 +27,7 @@ static double number(uint64_t step, uint64_t field) {
   return ldexp((double)spt_random_bits(seed, step, 2 * field + 1), (int)magnitude - 64);
 }
 
-/* A record of random numbers; some are not finite, every third step validates. */
+/* A record of random numbers; some are not finite, every third step validates, the first 16 have guides. */
 static spt_metric_record make(int64_t step) {
   const uint64_t s = (uint64_t)step;
   spt_metric_record r = {.step = step,
@@ -62,7 +62,10 @@ static spt_metric_record make(int64_t step) {
     r.validation_loss = number(s, 20);
     r.perplexity = step % 9 == 0 ? INFINITY : number(s, 21);
     r.bits_per_byte = step % 2 ? NAN : number(s, 22);
+    r.validation_loss_low_rank = number(s, 23);
   }
+  r.guided = step <= 16;
+  r.guidance_alpha = number(s, 24);
   if (step % 4 == 0) { // telemetry of one matrix more at every twelfth step
     static spt_metric_matrix matrices[3];
     r.spectral_seconds = number(s, 30);
@@ -90,7 +93,7 @@ static void assert_record(const spt_metric_record *r, int64_t step) {
   const spt_metric_record w = make(step);
   assert_true(r->step == w.step && r->tokens == w.tokens && r->reduce_bytes == w.reduce_bytes &&
               r->reduce_messages == w.reduce_messages && r->gather_bytes == w.gather_bytes &&
-              r->gather_messages == w.gather_messages && r->validated == w.validated);
+              r->gather_messages == w.gather_messages && r->validated == w.validated && r->guided == w.guided);
   assert_true(r->ranks == w.ranks && r->micro == w.micro && r->threads == w.threads && r->spikes == w.spikes &&
               r->gradient_groups == w.gradient_groups);
   assert_same(r->loss_z, w.loss_z);
@@ -118,6 +121,7 @@ static void assert_record(const spt_metric_record *r, int64_t step) {
                            w.optimizer_seconds,
                            w.save_seconds};
   for (size_t i = 0; i < sizeof found / sizeof *found; i++) assert_same(found[i], wanted[i]);
+  if (w.guided) assert_same(r->guidance_alpha, w.guidance_alpha);
   assert_true(r->matrix_count == w.matrix_count && r->spectral_violations == w.spectral_violations);
   assert_same(r->spectral_seconds, w.spectral_seconds);
   for (int i = 0; i < w.matrix_count; i++) {
@@ -125,6 +129,7 @@ static void assert_record(const spt_metric_record *r, int64_t step) {
     for (int j = 0; j < SPT_TELEMETRY_FIELDS; j++) assert_same((&r->matrices[i].values.a)[j], (&w.matrices[i].values.a)[j]);
   }
   if (!w.validated) return;
+  if (w.guided) assert_same(r->validation_loss_low_rank, w.validation_loss_low_rank);
   assert_same(r->validation_loss, w.validation_loss);
   assert_same(r->perplexity, w.perplexity);
   assert_same(r->bits_per_byte, w.bits_per_byte);
@@ -181,6 +186,8 @@ static void round_trip(void **unused) {
     assert_null(strstr(at, "inf"));
     assert_int_equal(strstr(at, "\"validation_loss\":") != NULL, line % 3 == 0);
     assert_int_equal(strstr(at, "\"loss\":null") != NULL, line % 5 == 0);
+    assert_int_equal(strstr(at, "\"guidance_alpha\":") != NULL, line <= 16);
+    assert_int_equal(strstr(at, "\"validation_loss_low_rank\":") != NULL, line <= 16 && line % 3 == 0);
   }
   assert_int_equal(line, 30);
   free(text);
@@ -330,6 +337,12 @@ static void same_in_hdf5(void **unused) {
   for (int i = 0; i < 10; i++) assert_true(values[i] == 3 * (i + 1));
   assert_int_equal(read_series("/validation/validation_loss", values), 10);
   for (int i = 0; i < 10; i++) assert_same(values[i], make(3 * (i + 1)).validation_loss);
+  assert_int_equal(read_series("/guidance/guidance_alpha", values), 16);
+  for (int i = 0; i < 16; i++) assert_same(values[i], make(i + 1).guidance_alpha);
+  assert_int_equal(read_series("/guidance_validation/step", values), 5);
+  for (int i = 0; i < 5; i++) assert_true(values[i] == 3 * (i + 1));
+  assert_int_equal(read_series("/guidance_validation/validation_loss_low_rank", values), 5);
+  for (int i = 0; i < 5; i++) assert_same(values[i], make(3 * (i + 1)).validation_loss_low_rank);
 
   assert_telemetry_in_hdf5();
 

@@ -1,16 +1,19 @@
-/* Pair groups: every prologue × epilogue × dense/low-rank, odd shapes drawn anew in each run. */
+/* Pair groups: every prologue × epilogue × dense/low-rank/guided, odd shapes drawn anew in each run. */
 #include "ops_fixture.h"
 
 #include "reference.h"
 
+#include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 typedef struct group_test {
   spt_group_desc desc;
   ref_group ref;
   int64_t tokens, seq_len, in_width, out, rank;
   spt_group_tensors masters;
-  double *a[SPT_GROUP_MAX], *b[SPT_GROUP_MAX];
+  double *a[SPT_GROUP_MAX], *b[SPT_GROUP_MAX], *guide[SPT_GROUP_MAX];
+  float alpha[SPT_GROUP_MAX];
   void *weights, *workspace, *x, *y, *t;
   float *gain, *rstd, *residual;
   bool in_place;
@@ -18,7 +21,10 @@ typedef struct group_test {
 
 static spt_prologue chosen_prologue;
 static spt_epilogue chosen_epilogue;
-static bool chosen_dense, chosen_large;
+static bool chosen_dense, chosen_large, chosen_guided;
+/* Which of the members use their guides; members that do draw a common alpha, or each its own. */
+typedef enum { GUIDE_NONE, GUIDE_ALIKE, GUIDE_MIXED, GUIDE_ALONE, GUIDE_PATTERNS } guide_pattern;
+static guide_pattern chosen_pattern;
 
 static void draw_shape(ops_fixture *f, group_test *g) {
   spt_group_desc *desc = &g->desc;
@@ -32,12 +38,25 @@ static void draw_shape(ops_fixture *f, group_test *g) {
     desc->out_dim[j] = chosen_epilogue == SPT_EPILOGUE_ROPE ? desc->head_dim * ops_draw(f, 1, 5) : ops_draw(f, low, 90);
     desc->factor_rank[j] = chosen_dense ? 0 : ops_draw(f, 1, 40); // may exceed both dimensions
   }
+  desc->guided = chosen_guided;
   g->seq_len = ops_draw(f, low, 60);
   g->tokens = g->seq_len * (chosen_large ? 1100 / g->seq_len + 1 : ops_draw(f, 1, 3));
   if (chosen_large) desc->in_dim = 520 + ops_draw(f, 0, 20), desc->out_dim[0] += 2 * desc->head_dim * 9;
   g->in_width = desc->prologue == SPT_PROLOGUE_SWIGLU ? 2 * desc->in_dim : desc->in_dim;
   g->out = spt_group_out(desc);
   g->rank = spt_group_rank(desc);
+}
+
+/* ALONE: alpha is 1, which leaves nothing to the factors. MIXED: some members without. */
+static void draw_alpha(ops_fixture *f, group_test *g) {
+  const float common = (float)ops_draw(f, 1, 99) / 100.0f;
+  for (int j = 0; j < g->desc.count; j++) {
+    const float drawn = (float)ops_draw(f, 0, 4) / 4.0f;
+    const float values[GUIDE_PATTERNS] = {
+        [GUIDE_NONE] = 0.0f, [GUIDE_ALIKE] = common, [GUIDE_MIXED] = drawn, [GUIDE_ALONE] = 1.0f};
+    g->alpha[j] = chosen_guided ? values[chosen_pattern] : NAN; // NaN: nothing may read it
+    g->ref.alpha[j] = (double)g->alpha[j];
+  }
 }
 
 static const int64_t *gate_up(const spt_group_desc *desc) {
@@ -66,6 +85,10 @@ static void make_group(ops_fixture *f, group_test *g) {
     g->b[j] = ops_random(f, desc->in_dim * r, 0.3);
     ops_put(f, g->b[j], desc->in_dim * r, f->act);
     g->masters.b[j] = ops_put(f, g->b[j], desc->in_dim * r, SPT_F32);
+    if (!desc->guided) continue;
+    g->guide[j] = ops_random(f, desc->out_dim[j] * desc->in_dim, 0.3);
+    ops_put(f, g->guide[j], desc->out_dim[j] * desc->in_dim, f->act);
+    g->masters.guide[j] = ops_put(f, g->guide[j], desc->out_dim[j] * desc->in_dim, SPT_F32);
   }
   g->in_place = ops_draw(f, 0, 1);
   g->y = !act_out && g->in_place ? (void *)g->residual : ops_poison(f, g->tokens * g->out, act_out ? f->act : SPT_F32);
@@ -75,7 +98,8 @@ static void make_group(ops_fixture *f, group_test *g) {
   g->workspace = ops_poison_bytes(f, ops_device_group_workspace(f->backend, desc, g->tokens, true));
   g->ref =
       (ref_group){.desc = desc, .tokens = g->tokens, .seq_len = g->seq_len, .x = x, .gain = gain, .residual = residual};
-  for (int j = 0; j < desc->count; j++) g->ref.a[j] = g->a[j], g->ref.b[j] = g->b[j];
+  for (int j = 0; j < desc->count; j++) g->ref.a[j] = g->a[j], g->ref.b[j] = g->b[j], g->ref.guide[j] = g->guide[j];
+  draw_alpha(f, g);
 }
 
 static void check_forward(ops_fixture *f, group_test *g) {
@@ -83,7 +107,7 @@ static void check_forward(ops_fixture *f, group_test *g) {
   if (f->check) ref_group_forward(&g->ref, rstd, t, y);
   y = ops_split(f, y, g->tokens, g->desc.count, g->desc.out_dim);
   OPS_OK(f->backend->ops->group_pack(f->backend, &g->desc, &g->masters, g->weights));
-  const spt_group_forward_args args = {.desc = &g->desc,
+  spt_group_forward_args args = {.desc = &g->desc,
                                        .tokens = g->tokens,
                                        .seq_len = g->seq_len,
                                        .weights = g->weights,
@@ -94,6 +118,7 @@ static void check_forward(ops_fixture *f, group_test *g) {
                                        .t = g->t,
                                        .y = g->y,
                                        .workspace = g->workspace};
+  memcpy(args.alpha, g->alpha, sizeof args.alpha);
   OPS_OK(f->backend->ops->group_forward(f->backend, &args));
   const bool act_out = g->desc.epilogue != SPT_EPILOGUE_RESIDUAL;
   ops_check(f, "y", ops_get(f, g->y, g->tokens * g->out, act_out ? f->act : SPT_F32), y, g->tokens * g->out, f->act,
@@ -113,8 +138,8 @@ static void check_backward(ops_fixture *f, group_test *g) {
   const bool norm = desc->prologue == SPT_PROLOGUE_RMSNORM, fp32_dy = desc->epilogue == SPT_EPILOGUE_RESIDUAL;
   double *dy = ops_random(f, N * g->out, 1.0), *dx = ops_zeros(f, N * g->in_width), *dgain = ops_zeros(f, n);
   double *start_dx = ops_random(f, N * n, 1.0), *start_gain = ops_random(f, n, 1.0), *da[SPT_GROUP_MAX] = {0},
-         *db[SPT_GROUP_MAX] = {0};
-  double *start_a[SPT_GROUP_MAX] = {0}, *start_b[SPT_GROUP_MAX] = {0};
+         *db[SPT_GROUP_MAX] = {0}, *dguide[SPT_GROUP_MAX] = {0};
+  double *start_a[SPT_GROUP_MAX] = {0}, *start_b[SPT_GROUP_MAX] = {0}, *start_guide[SPT_GROUP_MAX] = {0};
   spt_group_backward_args args = {.desc = desc,
                                   .tokens = N,
                                   .seq_len = g->seq_len,
@@ -124,6 +149,7 @@ static void check_backward(ops_fixture *f, group_test *g) {
                                   .rstd = g->rstd,
                                   .t = g->t,
                                   .workspace = g->workspace};
+  memcpy(args.alpha, g->alpha, sizeof args.alpha);
   void *dy_memory = args.dy = ops_put(f, dy, N * g->out, fp32_dy ? SPT_F32 : f->act);
   const double *dy_rows = ops_join(f, dy, N, desc->count, desc->out_dim);
   if (norm) {
@@ -140,8 +166,12 @@ static void check_backward(ops_fixture *f, group_test *g) {
     db[j] = ops_zeros(f, n * r);
     start_b[j] = ops_random(f, n * r, 1.0);
     args.gradients.b[j] = ops_put(f, start_b[j], n * r, SPT_F32);
+    if (!desc->guided) continue;
+    dguide[j] = ops_zeros(f, desc->out_dim[j] * n);
+    start_guide[j] = ops_random(f, desc->out_dim[j] * n, 1.0);
+    args.gradients.guide[j] = ops_put(f, start_guide[j], desc->out_dim[j] * n, SPT_F32);
   }
-  if (f->check) ref_group_backward(&g->ref, dy_rows, dx, dgain, da, db);
+  if (f->check) ref_group_backward(&g->ref, dy_rows, dx, dgain, da, db, dguide);
   OPS_OK(f->backend->ops->group_backward(f->backend, &args));
   if (norm) {
     add(dx, start_dx, N * n);
@@ -159,6 +189,10 @@ static void check_backward(ops_fixture *f, group_test *g) {
     if (r == 0) continue;
     add(db[j], start_b[j], n * r);
     ops_check(f, "dB", ops_get(f, args.gradients.b[j], n * r, SPT_F32), db[j], n * r, f->act, 1.0);
+    if (!desc->guided) continue;
+    add(dguide[j], start_guide[j], desc->out_dim[j] * n);
+    ops_check(f, "d guide", ops_get(f, args.gradients.guide[j], desc->out_dim[j] * n, SPT_F32), dguide[j],
+              desc->out_dim[j] * n, f->act, 1.0);
   }
   if (fp32_dy) { // is left unchanged
     const double *after = ops_get(f, dy_memory, N * g->out, SPT_F32);
@@ -188,16 +222,35 @@ static void test_all(void **state) {
       }
 }
 
+/* Guided groups, in every pattern of alpha. */
+static void test_guided(void **state) {
+  (void)state;
+  static const char *const patterns[] = {"no guide", "one alpha", "mixed alphas", "guide alone"};
+  chosen_dense = chosen_large = false, chosen_guided = true;
+  for (int p = 0; p < 3; p++)
+    for (int e = 0; e < 3; e++)
+      for (int a = 0; a < GUIDE_PATTERNS; a++) {
+        char name[64];
+        snprintf(name, sizeof name, "guided group %d-%d, %s", p, e, patterns[a]);
+        chosen_prologue = (spt_prologue)p, chosen_epilogue = (spt_epilogue)e, chosen_pattern = (guide_pattern)a;
+        ops_run(name, body, 1);
+      }
+  chosen_guided = false;
+}
+
 /* More tokens than a block, a tail, and factors of several tiles. */
 static void test_large(void **state) {
   (void)state;
   chosen_prologue = SPT_PROLOGUE_RMSNORM, chosen_epilogue = SPT_EPILOGUE_ROPE, chosen_dense = false,
   chosen_large = true;
   ops_run("large group", body, 1);
+  chosen_guided = true, chosen_pattern = GUIDE_MIXED;
+  ops_run("large guided group", body, 1);
+  chosen_guided = false;
 }
 
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_all), cmocka_unit_test(test_large)};
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_all), cmocka_unit_test(test_guided), cmocka_unit_test(test_large)};
   static const char *const kernels[] = {"(pack_kernel<T>)",           "(rmsnorm_kernel<T>)",         "(rmsnorm_apply_kernel<T>)",
                                         "(rmsnorm_backward_kernel<T>)", "add_rows_kernel",             "(rope_kernel<T>)",
                                         "(swiglu_kernel<T>)",         "(swiglu_backward_kernel<T, D>)", "(convert_kernel<T>)"};

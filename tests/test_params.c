@@ -121,6 +121,26 @@ static void names_and_roles(void **state) {
   spt_params_close(&params); // takes NULL
 }
 
+/* From pair `first` on: each factor pair's guide, in their order, dense and beside the count. */
+static void check_guides(const spt_params *params, int first) {
+  int next = first;
+  int64_t elements = 0;
+  for (int i = 0; i < params->tensor_count; i++) {
+    const spt_tensor *tensor = &params->tensors[i];
+    if (tensor->role != SPT_ROLE_GUIDE) continue;
+    const spt_pair *guide = &params->pairs[tensor->pair], *pair = &params->pairs[params->tensors[i - 1].pair];
+    assert_int_equal(tensor->pair, next);
+    assert_int_equal(spt_params_guided_by(params, next++), params->tensors[i - 1].pair);
+    assert_true(spt_pair_is_dense(guide) && guide->a == i && guide->m == pair->m && guide->n == pair->n && guide->layer == pair->layer &&
+                guide->matrix == pair->matrix && !spt_pair_is_dense(pair));
+    assert_true(tensor->rows == pair->m && tensor->cols == pair->n && tensor->decay);
+    assert_true(strlen(tensor->name) > 6 && strcmp(tensor->name + strlen(tensor->name) - 6, ".guide") == 0);
+    elements += tensor->count;
+  }
+  assert_int_equal(next, params->pair_count);
+  assert_int_equal(elements, params->guide_count);
+}
+
 /* The views of the table (pairs, layers) name the tensors they should, for every parameterization and grouped queries.
  */
 static void pairs_and_layers(void **state) {
@@ -129,6 +149,7 @@ static void pairs_and_layers(void **state) {
     spt_model_config model = odd_model(0.25, draw);
     model.parameterization = (spt_parameterization)(draw % 3);
     model.tie_embeddings = draw % 2;
+    model.guided = model.parameterization != SPT_DENSE && draw % 4 < 2;
     spt_params *params = open_table(&model);
     assert_true((spt_params_head(params) == spt_params_embedding(params)) == model.tie_embeddings);
     int pair = 0;
@@ -164,10 +185,13 @@ static void pairs_and_layers(void **state) {
         assert_int_equal(a->pair, pair);
         assert_int_equal(b->pair, pair);
         assert_true(p->m == m && p->n == n && p->r == a->cols && p->layer == layer && p->matrix == matrix);
+        assert_int_equal(at.guide[matrix] >= 0, model.guided);
+        if (model.guided) assert_int_equal(at.guide[matrix], at.b[matrix] + 1); // beside them in the table
+        assert_int_equal(spt_params_guided_by(params, pair), -1);
         pair++;
       }
     }
-    assert_int_equal(pair, params->pair_count);
+    check_guides(params, pair);
     spt_params_close(&params);
   }
 }
@@ -339,10 +363,45 @@ static void slices_do_not_depend_on_cuts(void **state) {
   spt_params_close(&params);
 }
 
+/* A guide is its factors' product, the same bits whatever range is asked for, and by however many callers at once. */
+static void guides_are_products(void **state) {
+  (void)state;
+  for (uint64_t draw = 0; draw < 6; draw++) {
+    const spt_pair pair = {.m = 1 + (int64_t)(spt_random_bits(seed, 77, 4 * draw) % 200), .n = 1 + (int64_t)(spt_random_bits(seed, 77, 4 * draw + 1) % 90),
+                           .r = 1 + (int64_t)(spt_random_bits(seed, 77, 4 * draw + 2) % 40)};
+    const int64_t count = pair.m * pair.n;
+    float *a = malloc((size_t)(pair.m * pair.r) * sizeof *a), *b = malloc((size_t)(pair.n * pair.r) * sizeof *b),
+          *whole = malloc((size_t)count * sizeof *whole), *pieces = malloc((size_t)count * sizeof *pieces);
+    assert_true(a && b && whole && pieces);
+    spt_random_normal(seed, 78 + draw, 0, pair.m * pair.r, 1, a);
+    spt_random_normal(seed, 90 + draw, 0, pair.n * pair.r, 1, b);
+    memset(whole, 0xff, (size_t)count * sizeof *whole); // NaN
+    memset(pieces, 0xff, (size_t)count * sizeof *pieces);
+    assert_ok(spt_params_init_guide(&pair, a, b, 0, count, whole));
+    const int64_t step = count / 7 + 1;
+#pragma omp parallel for num_threads(3)
+    for (int64_t begin = 0; begin < count; begin += step) {
+      const int64_t end = begin + step < count ? begin + step : count;
+      if (spt_params_init_guide(&pair, a, b, begin, end, pieces + begin) != SPT_OK) pieces[begin] = NAN;
+    }
+    assert_memory_equal(whole, pieces, (size_t)count * sizeof *whole);
+    for (int64_t i = 0; i < pair.m; i++)
+      for (int64_t k = 0; k < pair.n; k++) {
+        double sum = 0;
+        for (int64_t j = 0; j < pair.r; j++) sum += (double)a[i * pair.r + j] * (double)b[k * pair.r + j];
+        assert_true(fabs(whole[i * pair.n + k] - sum) <= 1e-6 * (fabs(sum) + 1e-3));
+      }
+    free(a);
+    free(b);
+    free(whole);
+    free(pieces);
+  }
+}
+
 int main(void) {
   seed = unit_test_seed("test_params");
   const struct CMUnitTest tests[] = {
-      cmocka_unit_test(counts_of_the_designs_table),
+      cmocka_unit_test(guides_are_products), cmocka_unit_test(counts_of_the_designs_table),
       cmocka_unit_test(names_and_roles),
       cmocka_unit_test(pairs_and_layers),
       cmocka_unit_test(gradient_groups_follow_names),

@@ -49,18 +49,20 @@ static double group_value(void *context) {
   return sum;
 }
 
-static void check_group(ops_fixture *f, spt_prologue prologue, spt_epilogue epilogue, bool dense) {
+typedef enum { DENSE, LOW_RANK, GUIDED, KINDS } group_kind;
+
+static void check_group(ops_fixture *f, spt_prologue prologue, spt_epilogue epilogue, group_kind kind) {
   spt_group_desc desc = {
-      .prologue = prologue, .epilogue = epilogue, .rope_theta = 100.0, .norm_eps = 0.1, .head_dim = 4};
+      .prologue = prologue, .epilogue = epilogue, .rope_theta = 100.0, .norm_eps = 0.1, .head_dim = 4, .guided = kind == GUIDED};
   desc.count = epilogue == SPT_EPILOGUE_RESIDUAL ? 1 : 3;
   desc.in_dim = ops_draw(f, 2, 12);
   for (int j = 0; j < desc.count; j++)
-    desc.out_dim[j] = 4 * ops_draw(f, 1, 3), desc.factor_rank[j] = dense ? 0 : ops_draw(f, 1, 5);
+    desc.out_dim[j] = 4 * ops_draw(f, 1, 3), desc.factor_rank[j] = kind == DENSE ? 0 : ops_draw(f, 1, 5);
   const int64_t T = ops_draw(f, 1, 6), N = 2 * T, n = desc.in_dim, in = prologue == SPT_PROLOGUE_SWIGLU ? 2 * n : n,
                 out = spt_group_out(&desc);
   double *x = ops_random(f, N * in, 1.0), *gain = ops_random(f, n, 1.0), *dx = ops_zeros(f, N * in),
          *dgain = ops_zeros(f, n);
-  double *a[SPT_GROUP_MAX], *b[SPT_GROUP_MAX], *da[SPT_GROUP_MAX], *db[SPT_GROUP_MAX];
+  double *a[SPT_GROUP_MAX], *b[SPT_GROUP_MAX], *da[SPT_GROUP_MAX], *db[SPT_GROUP_MAX], *guide[SPT_GROUP_MAX], *dguide[SPT_GROUP_MAX];
   group_context c = {
       .g = {.desc = &desc, .tokens = N, .seq_len = T, .x = x, .gain = gain, .residual = ops_random(f, N * out, 1.0)},
       .y = ops_zeros(f, N * out),
@@ -69,14 +71,17 @@ static void check_group(ops_fixture *f, spt_prologue prologue, spt_epilogue epil
     const int64_t r = desc.factor_rank[j], inner = r > 0 ? r : n;
     c.g.a[j] = a[j] = ops_random(f, desc.out_dim[j] * inner, 1.0), da[j] = ops_zeros(f, desc.out_dim[j] * inner);
     c.g.b[j] = b[j] = ops_random(f, n * r, 1.0), db[j] = ops_zeros(f, n * r);
+    c.g.guide[j] = guide[j] = ops_random(f, desc.out_dim[j] * n, 1.0), dguide[j] = ops_zeros(f, desc.out_dim[j] * n);
+    c.g.alpha[j] = (double)ops_draw(f, 0, 4) / 4.0;
   }
-  ref_group_backward(&c.g, c.dy, dx, dgain, da, db);
+  ref_group_backward(&c.g, c.dy, dx, dgain, da, db, dguide);
   check_direction(f, "group dx", x, N * in, dx, group_value, &c);
   if (prologue == SPT_PROLOGUE_RMSNORM) check_direction(f, "group dgain", gain, n, dgain, group_value, &c);
   for (int j = 0; j < desc.count; j++) {
     const int64_t r = desc.factor_rank[j];
     check_direction(f, "group dA", a[j], desc.out_dim[j] * (r > 0 ? r : n), da[j], group_value, &c);
     if (r > 0) check_direction(f, "group dB", b[j], n * r, db[j], group_value, &c);
+    if (kind == GUIDED) check_direction(f, "group d guide", guide[j], desc.out_dim[j] * n, dguide[j], group_value, &c);
   }
   release(f);
 }
@@ -86,8 +91,8 @@ static void test_group(void **state) {
   ops_fixture f = {.seed = ops_seed()};
   for (int p = 0; p < 3; p++)
     for (int e = 0; e < 3; e++)
-      for (int dense = 0; dense < 2; dense++)
-        for (int i = 0; i < 5; i++) check_group(&f, (spt_prologue)p, (spt_epilogue)e, dense);
+      for (int kind = 0; kind < KINDS; kind++)
+        for (int i = 0; i < 5; i++) check_group(&f, (spt_prologue)p, (spt_epilogue)e, (group_kind)kind);
 }
 
 typedef struct attention_context {

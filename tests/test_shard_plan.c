@@ -43,6 +43,7 @@ static void open_case(random_case *c, uint64_t n) {
   c->optimizer.newton_schulz_steps = draw(n, 10, 4) ? 5 : 0;
   c->size = draw(n, 11, 3) ? 1 + (int)draw(n, 12, 8) : 1 + (int)draw(n, 12, 64);
   c->bucket_bytes = bytes[draw(n, 13, 5)];
+  c->model.guided = c->model.parameterization != SPT_DENSE && draw(n, 14, 2) == 1;
   assert_ok(spt_params_open(&c->model, &c->params));
   assert_ok(spt_shard_plan_open(&c->model, &c->optimizer, c->params, c->size, c->bucket_bytes, &c->plan));
 }
@@ -185,7 +186,7 @@ static void check_shares(const random_case *c) {
     elements_sum += elements;
   }
   for (int t = 0; t < params->tensor_count; t++) assert_true(owned[t] == params->tensors[t].count);
-  assert_true(elements_sum == params->count);
+  assert_true(elements_sum == params->count + params->guide_count);
   assert_true((c->plan->pair_owner != NULL) == uses_pairs(c));
   free(owned);
 }
@@ -252,6 +253,40 @@ static void test_deterministic(void **state) {
     close_case(&first);
     close_case(&second);
   }
+}
+
+/* When guides go, nothing of the rest moves: each rank's pairs and slices are the same with and without them. */
+static void test_guides_move_nothing(void **state) {
+  (void)state;
+  int guided = 0;
+  for (uint64_t n = 0; n < 200; n++) {
+    random_case with, without;
+    open_case(&with, 9000 + n);
+    without = with;
+    without.model.guided = false;
+    assert_ok(spt_params_open(&without.model, &without.params));
+    assert_ok(spt_shard_plan_open(&without.model, &without.optimizer, without.params, with.size, with.bucket_bytes, &without.plan));
+    assert_true(with.params->count == without.params->count && without.params->guide_count == 0);
+    guided += with.model.guided;
+    for (int p = 0; p < with.size; p++) {
+      const spt_share *more = &with.plan->shares[p], *less = &without.plan->shares[p];
+      assert_true(more->pair_count >= less->pair_count && more->slice_count >= less->slice_count);
+      for (int i = 0; i < more->pair_count; i++) // guides are the last of the table's pairs
+        assert_true(i < less->pair_count ? more->pairs[i] == less->pairs[i] : spt_params_guided_by(with.params, more->pairs[i]) >= 0);
+      int same = 0;
+      for (int i = 0; i < more->slice_count; i++) {
+        const spt_slice *slice = &more->slices[i], *other = &less->slices[same];
+        if (with.params->tensors[slice->tensor].role == SPT_ROLE_GUIDE) continue;
+        assert_true(same < less->slice_count && slice->begin == other->begin && slice->end == other->end);
+        assert_string_equal(with.params->tensors[slice->tensor].name, without.params->tensors[other->tensor].name);
+        same++;
+      }
+      assert_int_equal(same, less->slice_count);
+    }
+    close_case(&with);
+    close_case(&without);
+  }
+  assert_true(guided > 20);
 }
 
 static void open_small_or_s(random_case *c, bool s, spt_method method, int size, int64_t bucket_bytes) {
@@ -349,7 +384,7 @@ int main(void) {
       cmocka_unit_test(test_invariants),    cmocka_unit_test(test_deterministic),
       cmocka_unit_test(test_ties),          cmocka_unit_test(test_more_ranks_than_pairs),
       cmocka_unit_test(test_s_on_64_ranks), cmocka_unit_test(test_adamw_is_even),
-      cmocka_unit_test(test_refusals),
+      cmocka_unit_test(test_refusals),      cmocka_unit_test(test_guides_move_nothing),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

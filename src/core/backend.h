@@ -29,7 +29,9 @@ typedef enum { SPT_EPILOGUE_NONE, SPT_EPILOGUE_ROPE, SPT_EPILOGUE_RESIDUAL } spt
  * h = x·rstd·gain, rstd = 1/√(mean(x²) + norm_eps). SWIGLU: x = gate act (N, n), then up act (N, n), h = silu(gate)·up.
  * Epilogues: NONE: y act. ROPE: y act, members 0 and 1 (q, k) are rotated, half-split as in Hugging Face LLaMA: for head position
  * i < head_dim/2, angle = pos·theta^(−2i/head_dim), (a, b) = (z[i], z[i + head_dim/2]) → (a·cos − b·sin, b·cos + a·sin), pos the
- * index in the sequence. RESIDUAL: y fp32 = residual + z (single member). */
+ * index in the sequence. RESIDUAL: y fp32 = residual + z (single member).
+ * In a guided group every low-rank member has a guide W_j (m_j, n) beside its factors (arXiv:2602.12429, Eq. 17), and each pass its own
+ * alpha_j in [0, 1]: y_j = epilogue((1 − alpha_j)·t_j·A_jᵀ + alpha_j·h·W_jᵀ). With alpha_j = 0 the guide is neither read nor given a gradient. */
 typedef struct spt_group_desc {
   int count;
   int64_t in_dim;                      /* n */
@@ -40,6 +42,7 @@ typedef struct spt_group_desc {
   int64_t head_dim;  /* ROPE */
   double rope_theta; /* ROPE */
   double norm_eps;   /* RMSNORM */
+  bool guided;       /* the low-rank members have guides; never where the group is dense */
 } spt_group_desc;
 
 static inline int64_t spt_group_out(const spt_group_desc *desc) {
@@ -53,9 +56,10 @@ static inline int64_t spt_group_rank(const spt_group_desc *desc) {
   return sum;
 }
 
-/* fp32 masters (or their gradients) of a group: a[j] is A_j (m_j, r_j), or the dense W_j (m_j, n); b[j] is B_j (n, r_j) or NULL. */
+/* fp32 masters (or their gradients) of a group: a[j] is A_j (m_j, r_j), or the dense W_j (m_j, n); b[j] is B_j (n, r_j) or NULL; guide[j] is
+ * W_j (m_j, n) of a guided group, else NULL. */
 typedef struct spt_group_tensors {
-  float *a[SPT_GROUP_MAX], *b[SPT_GROUP_MAX];
+  float *a[SPT_GROUP_MAX], *b[SPT_GROUP_MAX], *guide[SPT_GROUP_MAX];
 } spt_group_tensors;
 
 typedef struct spt_group_forward_args {
@@ -66,8 +70,9 @@ typedef struct spt_group_forward_args {
   const void *x;         /* see prologue */
   const float *residual; /* (N, m), RESIDUAL; may be y itself */
   float *rstd;           /* (N) out, RMSNORM: kept for backward */
-  void *t;               /* act, N·Σr elements out: the t_j in an order of the backend's own, kept for backward; NULL when dense */
+  void *t;               /* act, N·Σr elements out: the t_j in an order and with a scale of the backend's own, kept for backward; NULL when dense */
   void *y;               /* out, N·M elements */
+  float alpha[SPT_GROUP_MAX]; /* guided groups; others leave it unread */
   void *workspace;       /* workspace_bytes */
 } spt_group_forward_args;
 
@@ -83,6 +88,7 @@ typedef struct spt_group_backward_args {
   float *dx_residual; /* RMSNORM: fp32 (N, n), ADDED to */
   void *dx;           /* NONE: act (N, n); SWIGLU: d(gate), then d(up), as x; may be x itself */
   float *dgain;       /* (n), added to, RMSNORM */
+  float alpha[SPT_GROUP_MAX];  /* as in forward */
   spt_group_tensors gradients; /* added to */
   void *workspace;
 } spt_group_backward_args;

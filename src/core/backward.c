@@ -11,7 +11,7 @@ typedef struct group_gradients {
 static spt_status group_backward(spt_model *model, int64_t layer, int group, int64_t tokens, const float *gain,
                                  const void *x, const float *rstd, group_gradients gradients) {
   const layer_activations *kept = model_kept(model, layer);
-  const spt_group_backward_args args = {.desc = &model->groups[group],
+  spt_group_backward_args args = {.desc = &model->groups[group],
                                         .tokens = tokens,
                                         .seq_len = model->config.seq_len,
                                         .weights = model_weights(model, layer, group),
@@ -26,6 +26,7 @@ static spt_status group_backward(spt_model *model, int64_t layer, int group, int
                                         .dgain = gradients.dgain,
                                         .gradients = spt_model_group_tensors(model, model->gradients, layer, group),
                                         .workspace = spt_slab_at(&model->workspace, model->workspace_offset)};
+  spt_model_group_alphas(model, layer, group, args.alpha);
   SPT_TRY(model->backend->ops->group_backward(model->backend, &args));
   return spt_model_saw_group_gradients(model, layer, group, tokens, gradients.dgain, gradients.dx ? gradients.dx : gradients.dx_residual);
 }

@@ -71,6 +71,7 @@ void spt_config_defaults(spt_config *config) {
   config->optimizer.adamw.beta1 = 0.9;
   config->optimizer.adamw.beta2 = 0.95;
   config->optimizer.adamw.eps = 1e-8;
+  config->guidance.fraction = 0.5;
   config->schedule.warmup = 0.05;
   config->batch.sequences = 512;
   config->validation.every = 500;
@@ -168,6 +169,10 @@ spt_status spt_config_complete(spt_config *config) {
   SPT_TRY(check_model(&config->model));
   SPT_TRY(complete_schedule(config));
   SPT_TRY(check_keys(config, NULL));
+  if (config->guidance.method != SPT_GUIDANCE_NONE && config->model.parameterization == SPT_DENSE)
+    return SPT_FAIL(SPT_ERR_USAGE, "[guidance] method = \"self-guided\": guides factor pairs, of which a dense model has none; set "
+                                   "model.parameterization to \"low-rank\" or \"low-rank-ffn\", or guidance.method to \"none\"");
+  config->model.guided = config->guidance.method != SPT_GUIDANCE_NONE;
   if (config->optimizer.newton_schulz_variant != SPT_NEWTON_SCHULZ_QUINTIC &&
       memcmp(config->optimizer.newton_schulz_coefficients, spt_quintic, sizeof spt_quintic) != 0)
     return SPT_FAIL(SPT_ERR_USAGE, "[optimizer] newton_schulz_coefficients: are the quintic's; leave them out with newton_schulz_variant = "

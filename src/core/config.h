@@ -13,6 +13,7 @@
 
 typedef enum { SPT_LOW_RANK, SPT_LOW_RANK_FFN, SPT_DENSE } spt_parameterization;
 typedef enum { SPT_METHOD_SPECTRON, SPT_METHOD_MUON, SPT_METHOD_RENORM, SPT_METHOD_SGD, SPT_METHOD_ADAMW } spt_method;
+typedef enum { SPT_GUIDANCE_NONE, SPT_GUIDANCE_SELF } spt_guidance_method;
 typedef enum { SPT_NEWTON_SCHULZ_QUINTIC, SPT_NEWTON_SCHULZ_POLAR_EXPRESS } spt_newton_schulz_variant;
 typedef enum { SPT_SCHEDULE_COSINE, SPT_SCHEDULE_LINEAR, SPT_SCHEDULE_CONSTANT } spt_schedule_kind;
 typedef enum { SPT_MATCH_NOMINAL, SPT_MATCH_SIX_ND, SPT_MATCH_EXACT } spt_match_count;
@@ -28,6 +29,7 @@ typedef struct spt_model_config {
   double rank_ratio; /* taken as the exact decimal that was written, see spt_factor_rank */
   bool tie_embeddings;
   bool recompute; /* keep only each layer's input for backward and run its forward again */
+  bool guided;    /* no key: a guide stands beside each factor pair; of a job with [guidance] at its start, until guidance ends */
 } spt_model_config;
 
 typedef struct spt_optimizer_config {
@@ -41,6 +43,12 @@ typedef struct spt_optimizer_config {
     double beta1, beta2, eps;
   } adamw; /* for all that is no factor */
 } spt_optimizer_config;
+
+typedef struct spt_guidance_config {
+  spt_guidance_method method;
+  bool stochastic;
+  double fraction; /* of the steps, from the first */
+} spt_guidance_config;
 
 typedef struct spt_schedule_config {
   spt_schedule_kind kind;
@@ -66,6 +74,7 @@ typedef struct spt_config {
   } run;
   spt_model_config model;
   spt_optimizer_config optimizer;
+  spt_guidance_config guidance;
   spt_schedule_config schedule;
   struct {
     int64_t sequences; /* global batch */

@@ -46,6 +46,10 @@ static const spt_key keys[] = {
     KEY(SPT_KEY_REAL, optimizer.adamw, beta2, "[0, 1)", FIXED),
     KEY(SPT_KEY_REAL, optimizer.adamw, eps, "(0, 1]", FIXED),
 
+    KEY(SPT_KEY_ENUM, guidance, method, "none|self-guided", FIXED),
+    KEY(SPT_KEY_BOOL, guidance, stochastic, NULL, FIXED),
+    KEY(SPT_KEY_REAL, guidance, fraction, "(0, 1]", FIXED),
+
     KEY(SPT_KEY_ENUM, schedule, kind, "cosine|linear|constant", FIXED),
     KEY(SPT_KEY_INT, schedule, steps, "[1, 1e12]", SAFE),
     KEY(SPT_KEY_INT, schedule, tokens, "[0, 1e15]", SAFE),
@@ -86,7 +90,9 @@ static const spt_key keys[] = {
     KEY(SPT_KEY_ENUM, device, precision, "auto|bf16|fp32|tf32", SAFE),
     KEY(SPT_KEY_INT, device, threads, "[0, 4096]", SAFE),
 };
-_Static_assert(sizeof(spt_method) == sizeof(int) && sizeof(spt_match_count) == sizeof(int) && sizeof(spt_newton_schulz_variant) == sizeof(int), "enum keys are read and written as int");
+_Static_assert(sizeof(spt_method) == sizeof(int) && sizeof(spt_guidance_method) == sizeof(int) && sizeof(spt_match_count) == sizeof(int) &&
+                   sizeof(spt_newton_schulz_variant) == sizeof(int),
+               "enum keys are read and written as int");
 
 const spt_key *spt_config_keys(int *count_p) {
   *count_p = (int)(sizeof keys / sizeof keys[0]);

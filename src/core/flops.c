@@ -35,12 +35,19 @@ double spt_flops_pair(const spt_optimizer_config *optimizer, const spt_pair *pai
 
 static void count_optimizer(const spt_optimizer_config *optimizer, const spt_params *params, spt_flops *flops) {
   const bool pairs = spt_method_uses_pairs(optimizer->method);
-  for (int i = 0; i < params->tensor_count; i++)
-    if (params->tensors[i].pair < 0 || !pairs) flops->adamw += 14 * (double)params->tensors[i].count;
+  for (int i = 0; i < params->tensor_count; i++) {
+    const spt_tensor *tensor = &params->tensors[i];
+    if (tensor->pair < 0 || !pairs) *(tensor->role == SPT_ROLE_GUIDE ? &flops->guide_step : &flops->adamw) += 14 * (double)tensor->count;
+  }
   for (int i = 0; pairs && i < params->pair_count; i++) {
-    flops->newton_schulz += newton_schulz_of_pair(optimizer, &params->pairs[i]);
-    flops->power_iteration += power_of_pair(optimizer, &params->pairs[i]);
-    flops->pair_elements += elements_of_pair(optimizer, &params->pairs[i]);
+    const spt_pair *pair = &params->pairs[i];
+    if (spt_params_guided_by(params, i) >= 0) {
+      flops->guide_step += newton_schulz_of_pair(optimizer, pair) + elements_of_pair(optimizer, pair);
+      continue;
+    }
+    flops->newton_schulz += newton_schulz_of_pair(optimizer, pair);
+    flops->power_iteration += power_of_pair(optimizer, pair);
+    flops->pair_elements += elements_of_pair(optimizer, pair);
   }
   flops->optimizer_step = flops->newton_schulz + flops->power_iteration + flops->pair_elements + flops->adamw;
 }
@@ -51,7 +58,10 @@ void spt_flops_count(const spt_model_config *model, const spt_optimizer_config *
   spt_flops flops = {0};
   for (int i = 0; i < params->tensor_count; i++) {
     const spt_tensor *tensor = &params->tensors[i];
-    if (tensor->matrix >= 0) flops.matrix_forward[tensor->matrix] += 2 * (double)tensor->count;
+    if (tensor->role == SPT_ROLE_GUIDE)
+      flops.guide_forward += 2 * (double)tensor->count;
+    else if (tensor->matrix >= 0)
+      flops.matrix_forward[tensor->matrix] += 2 * (double)tensor->count;
   }
   for (int matrix = 0; matrix < SPT_MATRICES; matrix++) flops.matrices_forward += flops.matrix_forward[matrix];
   count_optimizer(optimizer, params, &flops);

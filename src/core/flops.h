@@ -14,6 +14,7 @@ typedef struct spt_flops {
   double newton_schulz, power_iteration; /* 4 per element and power iteration */
   double pair_elements;                  /* per element of a pair: 3 momentum, 3 norm, 3 update */
   double adamw;                          /* 14 per element */
+  double guide_forward, guide_step; /* per token, and of an optimizer step, with all guides; in none of the sums (spt_flops_run) */
   double six_nd_per_token; /* 6·N as the paper counts */
 } spt_flops;
 

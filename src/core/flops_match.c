@@ -1,5 +1,7 @@
 #include "flops_match.h"
 
+#include "guidance.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,7 +28,13 @@ double spt_nominal_parameters(const spt_model_config *model, const spt_params *p
 
 double spt_flops_run(const spt_config *config, const spt_flops *flops, int64_t steps) {
   const double tokens = (double)config->batch.sequences * (double)config->model.seq_len;
-  return (double)steps * (tokens * flops->train_per_token + flops->optimizer_step);
+  return (double)steps * (tokens * flops->train_per_token + flops->optimizer_step) + spt_flops_guidance(config, flops, steps);
+}
+
+double spt_flops_guidance(const spt_config *config, const spt_flops *flops, int64_t steps) {
+  const double tokens = (double)config->batch.sequences * (double)config->model.seq_len;
+  return spt_guidance_sum(&config->guidance, steps) * tokens * 3 * flops->guide_forward +
+         (double)spt_guidance_steps(&config->guidance, steps) * flops->guide_step;
 }
 
 /* The number of steps whose FLOPs are nearest to `target`; they grow with the steps. */

@@ -7,8 +7,10 @@
 /* The count that a dense model of a preset's shape goes by: 134e6 of preset "S" or "134M". Of any other model its exact count. */
 double spt_nominal_parameters(const spt_model_config *model, const spt_params *params);
 
-/* FLOPs of a run of `steps` steps by the ops' own counts, optimizer included; validation is not counted. */
+/* FLOPs of a run of `steps` steps by the ops' own counts, optimizer and guidance included; validation is not counted. */
 double spt_flops_run(const spt_config *config, const spt_flops *flops, int64_t steps);
+/* Guidance's part of them: the guides' products and updates, with the stochastic variant as many as are expected. */
+double spt_flops_guidance(const spt_config *config, const spt_flops *flops, int64_t steps);
 
 /* The number of steps of `own` that spend the FLOPs of the whole of `other`, both complete (own but for its steps), by
  *   SPT_MATCH_NOMINAL  6·N·D, N of `other` nominal, of `own` exact, truncated: the paper's 2556, 9537, 14878 steps of S, M, L

@@ -4,7 +4,7 @@
 static spt_status group_forward(spt_model *model, int64_t layer, int group, int64_t tokens, const float *gain,
                                 const void *x, const float *residual, float *rstd, void *y) {
   const layer_activations *kept = model_kept(model, layer);
-  const spt_group_forward_args args = {.desc = &model->groups[group],
+  spt_group_forward_args args = {.desc = &model->groups[group],
                                        .tokens = tokens,
                                        .seq_len = model->config.seq_len,
                                        .weights = model_weights(model, layer, group),
@@ -16,6 +16,7 @@ static spt_status group_forward(spt_model *model, int64_t layer, int group, int6
                                                                                   : NULL,
                                        .y = y,
                                        .workspace = spt_slab_at(&model->workspace, model->workspace_offset)};
+  spt_model_group_alphas(model, layer, group, args.alpha);
   SPT_TRY(model->backend->ops->group_forward(model->backend, &args));
   return spt_model_saw_group(model, layer, group, tokens, y);
 }

@@ -2,7 +2,7 @@
 
 _Static_assert(SPT_GRADIENT_GROUPS <= 32, "groups are bits of 32");
 
-#define MATRIX(name) name ".A", name ".B", name
+#define MATRIX(name) name ".A", name ".B", name, name ".guide"
 static const char *const names[SPT_GRADIENT_GROUPS] = {
     "embedding",         "head",              "gains",           MATRIX("q_proj"),    MATRIX("k_proj"),
     MATRIX("v_proj"),    MATRIX("o_proj"),    MATRIX("gate_proj"), MATRIX("up_proj"), MATRIX("down_proj"),
@@ -15,8 +15,11 @@ int spt_gradient_group(const spt_tensor *tensor) {
   case SPT_ROLE_GAIN: return SPT_GRADIENT_GAINS;
   default: break;
   }
-  const int kind = tensor->role == SPT_ROLE_FACTOR_A ? 0 : tensor->role == SPT_ROLE_FACTOR_B ? 1 : 2;
-  return SPT_GRADIENT_MATRICES + 3 * tensor->matrix + kind;
+  const int kind = tensor->role == SPT_ROLE_FACTOR_A   ? 0
+                   : tensor->role == SPT_ROLE_FACTOR_B ? 1
+                   : tensor->role == SPT_ROLE_DENSE    ? 2
+                                                       : 3;
+  return SPT_GRADIENT_MATRICES + 4 * tensor->matrix + kind;
 }
 
 const char *spt_gradient_group_name(int group) {

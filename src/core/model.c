@@ -32,6 +32,7 @@ static void describe_groups(const spt_model_config *config, spt_group_desc group
       if (spt_matrix_low_rank(config, matrix))
         desc->factor_rank[j] = spt_factor_rank(config->rank_ratio, desc->out_dim[j], desc->in_dim);
     }
+    desc->guided = config->guided && desc->factor_rank[0] > 0;
   }
 }
 
@@ -41,14 +42,28 @@ spt_matrix spt_model_member(int group, int member) {
 
 spt_group_tensors spt_model_group_tensors(const spt_model *model, float *slab, int64_t layer, int group) {
   spt_layer_tensors tensors;
-  spt_group_tensors view = {{NULL}, {NULL}};
+  spt_group_tensors view = {.a = {NULL}};
   spt_params_layer(model->params, (int)layer, &tensors);
   for (int j = 0; j < group_table[group].count; j++) {
     const spt_matrix matrix = group_table[group].matrix[j];
     view.a[j] = slab + model->layout->offset[tensors.a[matrix]];
     if (tensors.b[matrix] >= 0) view.b[j] = slab + model->layout->offset[tensors.b[matrix]];
+    if (tensors.guide[matrix] >= 0) view.guide[j] = slab + model->layout->offset[tensors.guide[matrix]];
   }
   return view;
+}
+
+void spt_model_group_alphas(const spt_model *model, int64_t layer, int group, float alphas[SPT_GROUP_MAX]) {
+  for (int j = 0; j < group_table[group].count; j++)
+    alphas[j] = model->alphas[layer * SPT_MATRICES + group_table[group].matrix[j]];
+}
+
+void spt_model_set_guidance(spt_model *model, const float *alphas) {
+  const size_t bytes = (size_t)(model->config.layers * SPT_MATRICES) * sizeof *alphas;
+  if (alphas)
+    memcpy(model->alphas, alphas, bytes);
+  else
+    memset(model->alphas, 0, bytes);
 }
 
 int spt_model_stage(const spt_model_config *model, const spt_params *params, int tensor) {
@@ -97,10 +112,11 @@ static spt_status plan_memory(spt_model *model) {
   spt_slab_init(&model->activations, "activations");
   spt_slab_init(&model->workspace, "workspace");
   model->kept_layers = model->train && !config->recompute ? (int)layers : 1;
+  model->alphas = calloc((size_t)layers * SPT_MATRICES, sizeof *model->alphas);
   model->packed = calloc((size_t)layers * GROUPS, sizeof *model->packed);
   model->kept = calloc((size_t)model->kept_layers, sizeof *model->kept);
   model->x = calloc((size_t)layers + 1, sizeof *model->x);
-  if (!model->packed || !model->kept || !model->x)
+  if (!model->alphas || !model->packed || !model->kept || !model->x)
     return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory planning the model");
 
   for (int64_t i = 0; i < layers * GROUPS; i++)
@@ -127,6 +143,7 @@ static void free_plan(spt_model *model) {
   spt_slab_fini(&model->weights);
   spt_slab_fini(&model->activations);
   spt_slab_fini(&model->workspace);
+  free(model->alphas);
   free(model->packed);
   free(model->kept);
   free(model->x);

@@ -53,6 +53,9 @@ void spt_model_close(spt_model **model_p);
 
 /* Refreshes the compute copy from the masters; call after the masters change. */
 spt_status spt_model_refresh(spt_model *model);
+/* How guides are used in the passes that follow, forward, backward and recomputation, until the next call: alphas[layer·SPT_MATRICES + matrix], read
+ * where a matrix has a guide; NULL, as at first: not at all. Copied. */
+void spt_model_set_guidance(spt_model *model, const float *alphas);
 /* One micro-batch: ids and targets are host int32 (sequences, seq_len). Adds gradients of loss_scale·Σ losses; *loss_sum += Σ losses in
  * double, in backend memory. hooks: NULL except for the last micro-batch of a step. */
 spt_status spt_model_train(spt_model *model, int64_t sequences, const int32_t *ids, const int32_t *targets,

@@ -30,6 +30,7 @@ struct spt_model {
   bool train;
 
   spt_group_desc groups[GROUPS]; /* the same in every layer */
+  float *alphas;                 /* [layers·SPT_MATRICES] of the guides */
   size_t *packed;                /* [layers·GROUPS] offsets in weights */
   size_t packed_head;
   spt_slab weights, activations, workspace;
@@ -74,6 +75,8 @@ spt_matrix spt_model_member(int group, int member);
 
 /* The tensors of one group of a layer in `slab` (parameters or gradients). */
 spt_group_tensors spt_model_group_tensors(const spt_model *model, float *slab, int64_t layer, int group);
+/* The alphas of one group's members. */
+void spt_model_group_alphas(const spt_model *model, int64_t layer, int group, float alphas[SPT_GROUP_MAX]);
 /* Layer `layer`, from x[layer] to x[layer + 1], filling what backward needs. */
 spt_status spt_model_layer_forward(spt_model *model, int64_t layer, int64_t sequences);
 /* Uploads ids and targets and runs the embedding. */

@@ -36,9 +36,17 @@ static double group_weights(const spt_group_desc *desc) {
   return sum;
 }
 
-spt_op_cost spt_cost_group(const spt_group_desc *desc, int64_t tokens, spt_dtype act, bool backward) {
+/* Elements of the guides that are used; alpha NULL: of all. */
+static double group_guides(const spt_group_desc *desc, const float *alpha) {
+  double sum = 0;
+  for (int j = 0; desc->guided && j < desc->count; j++)
+    if (!alpha || alpha[j] > 0) sum += (double)(desc->out_dim[j] * desc->in_dim);
+  return sum;
+}
+
+spt_op_cost spt_cost_group(const spt_group_desc *desc, int64_t tokens, spt_dtype act, const float *alpha, bool backward) {
   const double N = (double)tokens, n = (double)desc->in_dim, out = (double)spt_group_out(desc),
-               rank = (double)spt_group_rank(desc), size = (double)spt_dtype_size(act), weights = group_weights(desc);
+               rank = (double)spt_group_rank(desc), size = (double)spt_dtype_size(act), weights = group_weights(desc) + group_guides(desc, alpha);
   const bool norm = desc->prologue == SPT_PROLOGUE_RMSNORM, residual = desc->epilogue == SPT_EPILOGUE_RESIDUAL;
   const double x = N * n * (norm ? 4 : desc->prologue == SPT_PROLOGUE_SWIGLU ? 2 * size : size);
   const double y = N * out * (residual ? 4 : size), t = N * rank * size;
@@ -55,7 +63,7 @@ spt_op_cost spt_cost_group(const spt_group_desc *desc, int64_t tokens, spt_dtype
 }
 
 spt_op_cost spt_cost_group_pack(const spt_group_desc *desc, spt_dtype weights) {
-  return (spt_op_cost){.op = SPT_OP_PACK, .bytes = group_weights(desc) * (4 + (double)spt_dtype_size(weights))};
+  return (spt_op_cost){.op = SPT_OP_PACK, .bytes = (group_weights(desc) + group_guides(desc, NULL)) * (4 + (double)spt_dtype_size(weights))};
 }
 
 spt_op_cost spt_cost_attention(const spt_attention_args *args, spt_dtype act, bool backward) {

@@ -9,7 +9,8 @@
 /* Products: a multiply-add is 2. Causal attention counts the keys at or before each query, T·(T + 1)/2 pairs a head: 2
  * products forward, 5 backward (scores again, dp, dv, dq, dk). Bytes: every operand read once and every result written
  * once (read too where it is added to), with nothing in a cache before. */
-spt_op_cost spt_cost_group(const spt_group_desc *desc, int64_t tokens, spt_dtype act, bool backward);
+/* alpha: of a guided group's members; others leave it unread (NULL). */
+spt_op_cost spt_cost_group(const spt_group_desc *desc, int64_t tokens, spt_dtype act, const float *alpha, bool backward);
 spt_op_cost spt_cost_group_pack(const spt_group_desc *desc, spt_dtype weights);
 spt_op_cost spt_cost_attention(const spt_attention_args *args, spt_dtype act, bool backward);
 spt_op_cost spt_cost_head(int64_t tokens, int64_t hidden, int64_t vocab, spt_dtype act, bool train);

@@ -44,7 +44,7 @@ static int add_tensor(spt_params *params, spt_role role, int layer, const char *
   } else {
     snprintf(tensor->name, sizeof tensor->name, "%s", name);
   }
-  params->count += tensor->count;
+  *(role == SPT_ROLE_GUIDE ? &params->guide_count : &params->count) += tensor->count;
   return params->tensor_count++;
 }
 
@@ -70,14 +70,28 @@ static void add_matrix(spt_params *params, const spt_model_config *model, int la
   params->tensors[a].pair = params->tensors[b].pair = params->pair_count;
   params->pairs[params->pair_count++] =
       (spt_pair){.a = a, .b = b, .layer = layer, .matrix = matrix, .m = m, .n = n, .r = r};
+  if (!model->guided) return;
+  snprintf(name, sizeof name, "%s.guide", matrix_name[matrix]);
+  const int guide = add_tensor(params, SPT_ROLE_GUIDE, layer, name, m, n);
+  params->tensors[guide].matrix = (int)matrix;
+}
+
+static void add_guide_pairs(spt_params *params) {
+  for (int i = 0; i < params->tensor_count; i++) {
+    spt_tensor *guide = &params->tensors[i];
+    if (guide->role != SPT_ROLE_GUIDE) continue;
+    guide->pair = params->pair_count;
+    params->pairs[params->pair_count++] = (spt_pair){
+        .a = i, .b = -1, .layer = guide->layer, .matrix = (spt_matrix)guide->matrix, .m = guide->rows, .n = guide->cols};
+  }
 }
 
 spt_status spt_params_open(const spt_model_config *model, spt_params **params_p) {
   const size_t layers = (size_t)model->layers;
   spt_params *params = calloc(1, sizeof *params);
   if (params) {
-    params->tensors = calloc(3 + layers * (2 + 2 * SPT_MATRICES), sizeof *params->tensors);
-    params->pairs = calloc(layers * SPT_MATRICES + 1, sizeof *params->pairs);
+    params->tensors = calloc(3 + layers * (2 + 3 * SPT_MATRICES), sizeof *params->tensors);
+    params->pairs = calloc(2 * layers * SPT_MATRICES + 1, sizeof *params->pairs);
   }
   if (!params || !params->tensors || !params->pairs) {
     spt_params_close(&params);
@@ -93,6 +107,7 @@ spt_status spt_params_open(const spt_model_config *model, spt_params **params_p)
   }
   add_tensor(params, SPT_ROLE_GAIN, -1, "model.norm.weight", 1, hidden);
   if (!model->tie_embeddings) add_tensor(params, SPT_ROLE_HEAD, -1, "lm_head.weight", model->vocab, hidden);
+  add_guide_pairs(params);
   *params_p = params;
   return SPT_OK;
 }
@@ -111,6 +126,11 @@ int spt_params_factor_pairs(const spt_params *params) {
   return count;
 }
 
+int spt_params_guided_by(const spt_params *params, int pair) {
+  const int tensor = params->pairs[pair].a;
+  return params->tensors[tensor].role == SPT_ROLE_GUIDE ? params->tensors[tensor - 1].pair : -1; // B stands before it
+}
+
 int spt_params_find(const spt_params *params, const char *name) {
   for (int i = 0; i < params->tensor_count; i++) {
     if (strcmp(params->tensors[i].name, name) == 0) return i;
@@ -120,12 +140,14 @@ int spt_params_find(const spt_params *params, const char *name) {
 
 void spt_params_layer(const spt_params *params, int layer, spt_layer_tensors *tensors_p) {
   spt_layer_tensors found = {.attention_norm = -1, .ffn_norm = -1};
-  for (int i = 0; i < SPT_MATRICES; i++) found.a[i] = found.b[i] = -1;
+  for (int i = 0; i < SPT_MATRICES; i++) found.a[i] = found.b[i] = found.guide[i] = -1;
   for (int i = 0; i < params->tensor_count; i++) {
     const spt_tensor *tensor = &params->tensors[i];
     if (tensor->layer != layer) continue;
     if (tensor->role == SPT_ROLE_FACTOR_B) {
       found.b[tensor->matrix] = i;
+    } else if (tensor->role == SPT_ROLE_GUIDE) {
+      found.guide[tensor->matrix] = i;
     } else if (tensor->matrix >= 0) {
       found.a[tensor->matrix] = i;
     } else if (found.attention_norm < 0) { // the attention's norm stands first in a layer

@@ -13,7 +13,9 @@ typedef enum {
   SPT_ROLE_FACTOR_A,
   SPT_ROLE_FACTOR_B,
   SPT_ROLE_DENSE,
-  SPT_ROLE_HEAD
+  SPT_ROLE_HEAD,
+  SPT_ROLE_GUIDE, /* (m, n), behind the factors that it guides, while guidance lasts (guidance.h) */
+  SPT_ROLES
 } spt_role;
 
 /* The seven matrices of a layer, in table order. */
@@ -30,8 +32,8 @@ typedef struct spt_tensor {
   bool decay;         /* weight decay applies */
 } spt_tensor;
 
-/* What an optimizer other than AdamW updates as one: a factor pair W = A·Bᵀ, A (m, r), B (n, r), or a dense matrix by itself, W (m, n), with
- * b = -1 and r = 0. W maps n inputs to m outputs. */
+/* What an optimizer other than AdamW updates as one: a factor pair W = A·Bᵀ, A (m, r), B (n, r), or a dense matrix or guide by itself, W (m, n),
+ * with b = -1 and r = 0. W maps n inputs to m outputs. */
 typedef struct spt_pair {
   int a, b; /* tensor indices; a: of a dense matrix itself */
   int layer;
@@ -53,14 +55,15 @@ static inline bool spt_tensor_is_factor(const spt_tensor *tensor) {
 typedef struct spt_params {
   int tensor_count, pair_count;
   spt_tensor *tensors; /* table order */
-  spt_pair *pairs;     /* table order */
-  int64_t count;       /* parameters, the sum of all tensors' count */
+  spt_pair *pairs;     /* table order, guides last: without them nothing else moves */
+  int64_t count;       /* parameters, the sum of all tensors' count but guides' */
+  int64_t guide_count; /* guides' elements */
 } spt_params;
 
 /* Tensor indices of one layer; for a dense matrix a[] is the dense tensor and b[] is -1. */
 typedef struct spt_layer_tensors {
   int attention_norm, ffn_norm;
-  int a[SPT_MATRICES], b[SPT_MATRICES];
+  int a[SPT_MATRICES], b[SPT_MATRICES], guide[SPT_MATRICES]; /* guide -1: none */
 } spt_layer_tensors;
 
 /* Builds the table. The caller closes it. SPT_ERR_RESOURCE out of memory. Local. */
@@ -68,6 +71,8 @@ spt_status spt_params_open(const spt_model_config *model, spt_params **params_p)
 void spt_params_close(spt_params **params_p);
 /* How many of the pairs are factor pairs. */
 int spt_params_factor_pairs(const spt_params *params);
+/* The factor pair that pair `pair` is the guide of; -1: it is no guide. */
+int spt_params_guided_by(const spt_params *params, int pair);
 /* Index of the tensor `name`, -1 if there is none. */
 int spt_params_find(const spt_params *params, const char *name);
 /* Outputs m and inputs n of one of a layer's matrices. */
@@ -92,7 +97,9 @@ typedef struct spt_layout {
  * dense matrix share it): gains 1; embedding, head and dense matrices W0; a factor pair the truncated SVD of its W0, A
  * = U_r·√Σ_r, B = V_r·√Σ_r (spectral initialisation, Khodak et al. 2021). */
 spt_status spt_params_init_pair(const spt_params *params, int pair, uint64_t seed, float *a, float *b);
-/* Elements [begin, end) of a tensor that is no factor. */
+/* Elements [begin, end) of a guide: of the product A·Bᵀ of its pair's factors, which are given. The same whatever the range. */
+spt_status spt_params_init_guide(const spt_pair *pair, const float *a, const float *b, int64_t begin, int64_t end, float *values);
+/* Elements [begin, end) of a tensor that is neither factor nor guide. */
 void spt_params_init_slice(const spt_params *params, int tensor, uint64_t seed, int64_t begin, int64_t end,
                            float *values);
 

@@ -9,6 +9,37 @@
 
 #define INIT_STD 0.02
 
+/* Rows of A in one product of a guide: an element's sum must not depend on the range that was asked for. */
+enum { GUIDE_ROWS = 64 };
+
+/* Rows [row0, row0 + rows) of A·Bᵀ (rows, n) in double; a64 (rows, r) is scratch, b64 (n, r). */
+static void multiply_rows(const spt_pair *pair, const float *a, const double *b64, int64_t row0, int64_t rows, double *a64, double *product) {
+  const lapack_int n = (lapack_int)pair->n, r = (lapack_int)pair->r, m = (lapack_int)rows;
+  const double one = 1, zero = 0;
+  for (int64_t i = 0; i < rows * pair->r; i++) a64[i] = a[row0 * pair->r + i];
+  dgemm_("T", "N", &n, &m, &r, &one, b64, &r, a64, &r, &zero, product, &n); // column-major: (A·Bᵀ)ᵀ = B·Aᵀ
+}
+
+spt_status spt_params_init_guide(const spt_pair *pair, const float *a, const float *b, int64_t begin, int64_t end, float *values) {
+  const int64_t m = pair->m, n = pair->n, r = pair->r;
+  double *b64 = malloc((size_t)(n * r) * sizeof *b64), *a64 = malloc((size_t)(GUIDE_ROWS * r) * sizeof *a64),
+         *product = malloc((size_t)(GUIDE_ROWS * n) * sizeof *product);
+  const bool fine = b64 && a64 && product;
+  for (int64_t i = 0; fine && i < n * r; i++) b64[i] = b[i];
+  if (fine) spt_blas_enter();
+  for (int64_t row0 = begin / n / GUIDE_ROWS * GUIDE_ROWS; fine && row0 * n < end; row0 += GUIDE_ROWS) {
+    const int64_t rows = m - row0 < GUIDE_ROWS ? m - row0 : GUIDE_ROWS;
+    multiply_rows(pair, a, b64, row0, rows, a64, product);
+    for (int64_t i = row0 * n > begin ? row0 * n : begin; i < (row0 + rows) * n && i < end; i++)
+      values[i - begin] = (float)product[i - row0 * n];
+  }
+  if (fine) spt_blas_leave();
+  free(b64);
+  free(a64);
+  free(product);
+  return fine ? SPT_OK : SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for a guide of %lld x %lld", (long long)m, (long long)n);
+}
+
 /* Stream of a tensor's W0: its name without .A, .B or .weight, so that a factor pair and its dense matrix start from
  * the same W0. */
 static uint64_t base_stream(const spt_tensor *tensor) {

@@ -4,7 +4,7 @@
  * A tensor is either WHOLE: a factor of a pair or a dense matrix, or a gain where there are pairs; its owner has all of it. Or CUT:
  * everything updated elementwise. Whole and cut tensors have buckets of their own: the first are sorted by owner inside
  * a bucket, the second lie one after the other and are cut anywhere, each rank taking the same fraction of every
- * bucket. */
+ * bucket. Guides, whole or cut, have buckets and fractions of their own. */
 #include "shard_plan.h"
 
 #include "comm.h"
@@ -23,6 +23,15 @@
 #define ELEMENT_FLOPS 16.0
 #define CUT (-1) /* owner of a tensor that is cut */
 
+/* Of buckets; guides are whole or cut by the method. */
+typedef enum { KIND_WHOLE, KIND_CUT, KIND_GUIDE, KINDS } bucket_kind;
+
+/* How cut tensors are shared out. */
+typedef struct fractions {
+  double *fill; /* [size] elements that each rank takes */
+  double sum;   /* of all */
+} fractions;
+
 typedef struct builder {
   const spt_model_config *model;
   const spt_optimizer_config *optimizer;
@@ -33,8 +42,7 @@ typedef struct builder {
   int *owner;     /* [tensor_count] rank, or CUT */
   int *bucket;    /* [tensor_count] bucket of each tensor */
   int *order;     /* [tensor_count] scratch for sorting */
-  double *fill;   /* [size] elements of the cut tensors that each rank takes */
-  double cut_sum; /* of all cut tensors */
+  fractions cut, guides;
 } builder;
 
 static int64_t align(int64_t elements) {
@@ -60,13 +68,18 @@ static int least_loaded(const spt_shard_plan *plan) {
   return rank;
 }
 
+static bool is_guide(const spt_params *params, int tensor) {
+  return params->tensors[tensor].role == SPT_ROLE_GUIDE;
+}
+
 /* Longest processing time: the heaviest pair first, each to the least loaded rank; table order and the lowest rank
- * break ties. */
-static void own_pairs(builder *b) {
+ * break ties. All pairs but guides, or the guides. */
+static void own_pairs(builder *b, bool guides) {
   spt_shard_plan *plan = b->plan;
-  int *order = b->order, count = b->params->pair_count;
-  for (int i = 0; i < count; i++) { // insertion sort: stable, and a few hundred pairs at most
-    int at = i;
+  int *order = b->order, count = 0;
+  for (int i = 0; i < b->params->pair_count; i++) { // insertion sort: stable, and a few hundred pairs at most
+    if (is_guide(b->params, b->params->pairs[i].a) != guides) continue;
+    int at = count++;
     for (; at > 0 && pair_load(b, &b->params->pairs[order[at - 1]]) < pair_load(b, &b->params->pairs[i]); at--)
       order[at] = order[at - 1];
     order[at] = i;
@@ -84,40 +97,53 @@ static void own_pairs(builder *b) {
 /* How many cut elements each rank takes: as even as possible (runs of equal length are what collectives like best)
  * without raising the largest load above what it must be, i.e. filling the lightly loaded only, to the level of the
  * others at most. */
-static void fill_ranks(builder *b) {
-  spt_shard_plan *plan = b->plan;
-  double level = 0, sum = b->cut_sum * ELEMENT_FLOPS, rest = b->cut_sum;
+static void fill_ranks(const builder *b, const fractions *cut) {
+  const spt_shard_plan *plan = b->plan;
+  double level = 0, sum = cut->sum * ELEMENT_FLOPS, rest = cut->sum;
   for (int p = 0; p < plan->size; p++) {
     sum += plan->load[p];
     if (plan->load[p] > level) level = plan->load[p];
   }
   if (level < sum / plan->size) level = sum / plan->size;
-  for (int p = 0; p < plan->size; p++) b->fill[p] = -1;
+  for (int p = 0; p < plan->size; p++) cut->fill[p] = -1;
   for (int open = plan->size; open > 0;
        open--) { // those with the least room first: what they cannot take the others share
     int rank = -1;
     for (int p = 0; p < plan->size; p++)
-      if (b->fill[p] < 0 && (rank < 0 || plan->load[p] > plan->load[rank])) rank = p;
+      if (cut->fill[p] < 0 && (rank < 0 || plan->load[p] > plan->load[rank])) rank = p;
     double room = (level - plan->load[rank]) / ELEMENT_FLOPS, even = rest / open;
-    b->fill[rank] = open == 1 || even < room ? even : room;
-    rest -= b->fill[rank];
+    cut->fill[rank] = open == 1 || even < room ? even : room;
+    rest -= cut->fill[rank];
   }
+}
+
+/* On top of all else, whose cut parts are counted in for that long. */
+static void own_guides(builder *b) {
+  spt_shard_plan *plan = b->plan;
+  if (b->params->guide_count == 0) return;
+  for (int p = 0; p < plan->size; p++) plan->load[p] += ELEMENT_FLOPS * b->cut.fill[p];
+  if (b->pairs) own_pairs(b, true);
+  for (int t = 0; t < b->params->tensor_count; t++)
+    if (is_guide(b->params, t) && b->owner[t] == CUT) b->guides.sum += (double)b->params->tensors[t].count;
+  fill_ranks(b, &b->guides);
+  for (int p = 0; p < plan->size; p++) plan->load[p] -= ELEMENT_FLOPS * b->cut.fill[p];
 }
 
 static void own_all(builder *b) {
   const spt_params *params = b->params;
   for (int t = 0; t < params->tensor_count; t++) b->owner[t] = CUT;
-  if (b->pairs) own_pairs(b);
+  if (b->pairs) own_pairs(b, false);
   for (int t = 0; t < params->tensor_count; t++) {
     const spt_tensor *tensor = &params->tensors[t];
     if (b->pairs && tensor->role == SPT_ROLE_GAIN) {
       int rank = b->owner[t] = least_loaded(b->plan);
       b->plan->load[rank] += ELEMENT_FLOPS * (double)tensor->count;
-    } else if (b->owner[t] == CUT) {
-      b->cut_sum += (double)tensor->count;
+    } else if (b->owner[t] == CUT && tensor->role != SPT_ROLE_GUIDE) {
+      b->cut.sum += (double)tensor->count;
     }
   }
-  fill_ranks(b);
+  fill_ranks(b, &b->cut);
+  own_guides(b);
 }
 
 /* Buckets ---------------------------------------------------------------------------------------------------------- */
@@ -144,16 +170,16 @@ static spt_status make_buckets(builder *b) {
   spt_bucket *buckets = plan_calloc((size_t)params->tensor_count, sizeof *buckets); // at most one a tensor
   if (!buckets) return SPT_FAIL(SPT_ERR_RESOURCE, "shard plan: out of memory");
   const int last_stage = (int)b->model->layers + 1;
-  int count = 0, open[2] = {-1, -1}; // whole, cut
+  int count = 0, open[KINDS] = {-1, -1, -1};
   for (int stage = 0; stage <= last_stage; stage++) {
-    if (stage == last_stage) open[0] = open[1] = -1;
+    if (stage == last_stage) open[KIND_WHOLE] = open[KIND_CUT] = open[KIND_GUIDE] = -1;
     for (int t = 0; t < params->tensor_count; t++) {
       const spt_tensor *tensor = &params->tensors[t];
       const bool whole = b->owner[t] != CUT;
       const spt_pair *pair = whole && tensor->pair >= 0 ? &params->pairs[tensor->pair] : NULL;
       if (spt_model_stage(b->model, params, t) != stage || (pair && pair->b == t)) continue;
       const int64_t bytes = (pair ? spt_pair_elements(pair) : tensor->count) * (int64_t)sizeof(float);
-      int *at = &open[whole ? 0 : 1];
+      int *at = &open[is_guide(params, t) ? KIND_GUIDE : whole ? KIND_WHOLE : KIND_CUT];
       if (*at >= 0 && !whole && bytes >= b->bucket_bytes) *at = -1; // a large tensor is a bucket of its own
       if (*at < 0) *at = count++;
       buckets[*at].ready_stage = stage;
@@ -191,14 +217,14 @@ static int64_t place_run(builder *b, int bucket, int rank, int64_t at) {
 }
 
 /* Cuts [begin, end) into the ranks' fractions, at multiples of cut_multiple. */
-static void cut_bucket(const builder *b, spt_bucket *bucket) {
+static void cut_bucket(const builder *b, const fractions *cut, spt_bucket *bucket) {
   const int size = b->plan->size;
   const int64_t lines = (bucket->end - bucket->begin) / b->cut_multiple;
   double taken = 0;
   bucket->cuts[0] = bucket->begin;
   for (int p = 1; p < size; p++) {
-    taken += b->fill[p - 1];
-    int64_t line = (int64_t)((double)lines * (taken / b->cut_sum) + 0.5);
+    taken += cut->fill[p - 1];
+    int64_t line = (int64_t)((double)lines * (taken / cut->sum) + 0.5);
     bucket->cuts[p] = bucket->begin + b->cut_multiple * (line < lines ? line : lines);
   }
   bucket->cuts[size] = bucket->end;
@@ -212,18 +238,18 @@ static spt_status lay_out(builder *b) {
     bucket->cuts = plan_calloc((size_t)plan->size + 1, sizeof *bucket->cuts);
     if (!bucket->cuts) return SPT_FAIL(SPT_ERR_RESOURCE, "shard plan: out of memory");
     bucket->begin = at;
-    bool cut = false;
+    const fractions *cut = NULL;
     for (int t = 0; t < b->params->tensor_count; t++)
       if (b->bucket[t] == i && b->owner[t] == CUT) {
         at = place(b, t, at);
-        cut = true;
+        cut = is_guide(b->params, t) ? &b->guides : &b->cut;
       }
     for (int p = 0; !cut && p < plan->size; p++) {
       bucket->cuts[p] = at;
       at = place_run(b, i, p, at);
     }
     bucket->end = bucket->cuts[plan->size] = at;
-    if (cut) cut_bucket(b, bucket);
+    if (cut) cut_bucket(b, cut, bucket);
   }
   plan->layout.elements = at;
   return SPT_OK;
@@ -286,13 +312,14 @@ static spt_status build(builder *b) {
   b->owner = plan_calloc(tensors, sizeof *b->owner);
   b->bucket = plan_calloc(tensors, sizeof *b->bucket);
   b->order = plan_calloc(tensors, sizeof *b->order);
-  b->fill = plan_calloc(size, sizeof *b->fill);
+  b->cut.fill = plan_calloc(size, sizeof *b->cut.fill);
+  b->guides.fill = plan_calloc(size, sizeof *b->guides.fill);
   plan->load = plan_calloc(size, sizeof *plan->load);
   plan->shares = plan_calloc(size, sizeof *plan->shares);
   plan->elements = plan_calloc(size, sizeof *plan->elements);
   plan->layout.offset = plan_calloc(tensors, sizeof *plan->layout.offset);
   if (b->pairs) plan->pair_owner = plan_calloc(pairs, sizeof *plan->pair_owner);
-  if (!b->owner || !b->bucket || !b->order || !b->fill || !plan->load || !plan->shares || !plan->elements ||
+  if (!b->owner || !b->bucket || !b->order || !b->cut.fill || !b->guides.fill || !plan->load || !plan->shares || !plan->elements ||
       !plan->layout.offset || (b->pairs && !plan->pair_owner))
     return SPT_FAIL(SPT_ERR_RESOURCE, "shard plan: out of memory");
   own_all(b);
@@ -329,7 +356,8 @@ spt_status spt_shard_plan_open_coarse(const spt_model_config *model, const spt_o
   free(b.owner);
   free(b.bucket);
   free(b.order);
-  free(b.fill);
+  free(b.cut.fill);
+  free(b.guides.fill);
   if (status == SPT_OK)
     *plan_p = plan;
   else

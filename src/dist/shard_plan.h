@@ -1,6 +1,8 @@
 /* Who owns what, and where it lies. A factor pair has one owner (rho couples both norms), and so has a dense matrix unless it is AdamW's:
  * longest-processing-time rule on its Newton–Schulz FLOPs. Elementwise tensors fill the lightly loaded: embedding, head and AdamW's are cut anywhere, as evenly
  * as the largest load allows; gains go whole (and are cut like the rest where there are no pairs).
+ * Guides come after all else, onto the lightest loads, and have buckets of their own: what a rank owns of the rest, pairs and slices, is the same with
+ * and without them, so that no state moves between ranks when guidance ends.
  * Buckets are contiguous in back-propagation order and hold, inside, runs by owner: collectives need no staging and no padding.
  * The plan is the same on every rank. Local, deterministic. */
 #ifndef SPT_SHARD_PLAN_H

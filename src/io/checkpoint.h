@@ -63,6 +63,9 @@ int spt_checkpoint_dataset_count(const spt_checkpoint *checkpoint);
 spt_status spt_checkpoint_dataset(const spt_checkpoint *checkpoint, int index, const char **name_p, int64_t *rows_p, int64_t *cols_p);
 /* Index of a dataset, −1 if absent. */
 int spt_checkpoint_find(const spt_checkpoint *checkpoint, const char *dataset);
+/* Whether a dataset is a guide of the model (core/guidance.h); and whether the file has any. */
+bool spt_checkpoint_is_guide(const char *dataset);
+bool spt_checkpoint_has_guides(const spt_checkpoint *checkpoint);
 /* Reads a whole dataset (rows·cols floats, host) and verifies its checksum. */
 spt_status spt_checkpoint_read(spt_checkpoint *checkpoint, int index, float *values);
 /* Verifies every tensor's checksum. */

@@ -159,6 +159,18 @@ spt_status spt_checkpoint_dataset(const spt_checkpoint *checkpoint, int index, c
   return SPT_OK;
 }
 
+bool spt_checkpoint_is_guide(const char *dataset) {
+  static const char begin[] = "/model/", end[] = ".guide";
+  const size_t length = strlen(dataset);
+  return length >= strlen(begin) + strlen(end) && strncmp(dataset, begin, strlen(begin)) == 0 && strcmp(dataset + length - strlen(end), end) == 0;
+}
+
+bool spt_checkpoint_has_guides(const spt_checkpoint *checkpoint) {
+  for (int i = 0; i < checkpoint->count; i++)
+    if (spt_checkpoint_is_guide(checkpoint->datasets[i].entry.name)) return true;
+  return false;
+}
+
 int spt_checkpoint_find(const spt_checkpoint *checkpoint, const char *dataset) {
   for (int i = 0; i < checkpoint->count; i++)
     if (strcmp(checkpoint->datasets[i].entry.name, dataset) == 0) return i;

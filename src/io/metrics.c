@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 typedef enum { COUNT, NUMBER } field_kind;
-typedef enum { ALWAYS, VALIDATED, MEASURED } field_presence; /* the last two: only where it was taken */
+typedef enum { ALWAYS, VALIDATED, MEASURED, GUIDED, GUIDED_VALIDATED } field_presence; /* all but the first: only where it was taken */
 typedef struct field {
   const char *key;
   field_kind kind;
@@ -44,9 +44,11 @@ static const field fields[] = {
     FIELD(reduce_messages, COUNT, ALWAYS),
     FIELD(gather_bytes, COUNT, ALWAYS),
     FIELD(gather_messages, COUNT, ALWAYS),
+    FIELD(guidance_alpha, NUMBER, GUIDED),
     FIELD(validation_loss, NUMBER, VALIDATED),
     FIELD(perplexity, NUMBER, VALIDATED),
     FIELD(bits_per_byte, NUMBER, VALIDATED),
+    FIELD(validation_loss_low_rank, NUMBER, GUIDED_VALIDATED),
     FIELD(ranks, COUNT, ALWAYS),
     FIELD(micro, COUNT, ALWAYS),
     FIELD(threads, COUNT, ALWAYS),
@@ -69,7 +71,12 @@ struct spt_metrics {
 };
 
 static bool is_present(const spt_metric_record *record, field_presence presence) {
-  return presence == ALWAYS || (presence == VALIDATED ? record->validated : record->matrix_count > 0);
+  const bool has[] = {[ALWAYS] = true,
+                      [VALIDATED] = record->validated,
+                      [MEASURED] = record->matrix_count > 0,
+                      [GUIDED] = record->guided,
+                      [GUIDED_VALIDATED] = record->guided && record->validated};
+  return has[presence];
 }
 
 static double get_number(const spt_metric_record *record, const field *field) {
@@ -141,6 +148,7 @@ static bool from_json(const json_t *line, spt_metric_record *record) {
   }
   record->validated = json_object_get(line, "validation_loss") != NULL;
   get_norms(line, record);
+  record->guided = json_object_get(line, "guidance_alpha") != NULL;
   return true;
 }
 
@@ -421,11 +429,13 @@ static bool put_group(hid_t file, const spt_metrics *metrics, const char *name, 
 }
 
 static bool put_all(hid_t file, const spt_metrics *metrics, double *values) {
-  bool fine = true, measured = false;
+  bool fine = true, measured = false, guided = false;
   for (int i = 0; fine && i < FIELDS; i++)
     if (fields[i].presence == ALWAYS) fine = put_series(file, metrics, &fields[i], fields[i].key, ALWAYS, values);
-  for (int64_t i = 0; i < metrics->count; i++) measured |= metrics->records[i].matrix_count > 0;
+  for (int64_t i = 0; i < metrics->count; i++) measured |= metrics->records[i].matrix_count > 0, guided |= metrics->records[i].guided;
   fine = fine && put_group(file, metrics, "/validation", VALIDATED, values) && put_norm_series(file, metrics, values);
+  fine = fine && (!guided || (put_group(file, metrics, "/guidance", GUIDED, values) &&
+                              put_group(file, metrics, "/guidance_validation", GUIDED_VALIDATED, values)));
   return fine && (!measured || put_group(file, metrics, "/spectral", MEASURED, values));
 }
 

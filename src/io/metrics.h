@@ -19,8 +19,11 @@ typedef struct spt_metric_record {
   double reduce_wait_seconds, gather_seconds, optimizer_seconds;
   double save_seconds; /* that saves held the steps up since the record before: snapshot, waiting for an unfinished one, tidying */
   int64_t reduce_bytes, reduce_messages, gather_bytes, gather_messages; /* per step */
+  bool guided; /* the step had guides (guidance.h) */
+  double guidance_alpha;
   bool validated;
   double validation_loss, perplexity, bits_per_byte; /* bits_per_byte NAN: unknown */
+  double validation_loss_low_rank;                   /* of a guided step: without its guides */
   int64_t ranks, micro, threads; /* what computed the step; threads: of rank 0 */
   double loss_z;                 /* NAN: not judged */
   int64_t spikes;                /* so far */

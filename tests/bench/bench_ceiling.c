@@ -200,7 +200,7 @@ static void check_counts(const bench *b, const spt_params *params) {
   double counted = 0;
   for (int backward = 0; backward < 2; backward++) {
     for (int i = 0; i < BENCH_GROUPS; i++)
-      counted += passes * layers * spt_cost_group(&groups[i], N, b->dtype, backward).flops;
+      counted += passes * layers * spt_cost_group(&groups[i], N, b->dtype, NULL, backward).flops;
     const spt_attention_args attention = {.sequences = c->batch.sequences,
                                           .seq_len = model->seq_len,
                                           .heads = model->heads,

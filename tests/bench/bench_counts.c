@@ -32,7 +32,7 @@ static double pass_bytes(const spt_config *config, spt_dtype act) {
   bench_model_groups(model, groups);
   double layer = 0, rest = spt_cost_head(N, model->hidden, model->vocab, act, true).bytes;
   for (int backward = 0; backward < 2; backward++) {
-    for (int i = 0; i < BENCH_GROUPS; i++) layer += spt_cost_group(&groups[i], N, act, backward).bytes;
+    for (int i = 0; i < BENCH_GROUPS; i++) layer += spt_cost_group(&groups[i], N, act, NULL, backward).bytes;
     layer += spt_cost_attention(&attention, act, backward).bytes;
     rest += spt_cost_embedding(N, model->hidden, backward).bytes;
   }

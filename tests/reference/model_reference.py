@@ -37,6 +37,7 @@ class Config:
     rank_ratio: float
     parameterization: str = "low-rank"
     tie_embeddings: bool = False
+    guided: bool = False
 
 
 # Ranks 13 and 22 are no multiple of 8. The variants carry another theta and an epsilon that is felt, each in one layer.
@@ -46,7 +47,12 @@ CASES = {
     "dense": Config(48, 1, 3, 3, 80, 97, 37, 10000.0, 1e-5, 0.28, parameterization="dense"),
     "low_rank_ffn": Config(48, 1, 3, 3, 80, 97, 37, 10000.0, 0.05, 0.28, parameterization="low-rank-ffn"),
     "low_rank_tied": Config(48, 1, 3, 3, 80, 97, 37, 10000.0, 1e-5, 0.28, tie_embeddings=True),
+    "guided": Config(32, 1, 2, 1, 40, 31, 37, 10000.0, 1e-5, 0.28, guided=True),
+    "guided_mixed": Config(24, 2, 2, 2, 40, 31, 37, 10000.0, 1e-5, 0.28, guided=True),
+    "guided_ffn": Config(24, 1, 2, 2, 40, 31, 37, 10000.0, 1e-5, 0.28, parameterization="low-rank-ffn", guided=True),
 }
+# alpha by layer and matrix, in the order of ATTENTION and FFN; one number: of all
+ALPHAS = {"guided": 0.3, "guided_mixed": [[0.3, 0, 1, 0.75, 0, 0.5, 0.25], [0, 0, 0, 1, 0.125, 0.9, 0]], "guided_ffn": 0.6}
 SEQUENCES = 2
 
 
@@ -78,6 +84,8 @@ def tensor_shapes(c):
                 r = factor_rank(c.rank_ratio, m, n)
                 shapes[prefix + name + ".A"] = (m, r)
                 shapes[prefix + name + ".B"] = (n, r)
+                if c.guided:
+                    shapes[prefix + name + ".guide"] = (m, n)
             else:
                 shapes[prefix + name + ".weight"] = (m, n)
     shapes["model.norm.weight"] = (c.hidden,)
@@ -91,9 +99,11 @@ def rms_norm(x, gain, eps):
 
 
 def linear(parameters, name, x):
-    """y = x W^T with W = A B^T, or the dense W."""
+    """y = x W^T with W = A B^T, or the dense W. Where parameters has an alpha for it: alpha W x + (1 - alpha) A B^T x (Eq. 17), W the guide."""
     if name + ".A" in parameters:
-        return x @ (parameters[name + ".A"] @ parameters[name + ".B"].T).T
+        y = x @ (parameters[name + ".A"] @ parameters[name + ".B"].T).T
+        alpha = parameters.get(name + ".alpha", 0.0)
+        return alpha * (x @ parameters[name + ".guide"].T) + (1 - alpha) * y if alpha else y
     return x @ parameters[name + ".weight"].T
 
 
@@ -167,15 +177,24 @@ def random_parameters(c, generator):
     return parameters
 
 
+def with_alphas(c, parameters, alphas):
+    """The parameters and, under <matrix>.alpha, the alphas (layers, 7)."""
+    names = [f"self_attn.{name}" for name in ATTENTION] + [f"mlp.{name}" for name in FFN]
+    return parameters | {f"model.layers.{layer}.{name}.alpha": float(alphas[layer][i]) for layer in range(c.layers) for i, name in enumerate(names)}
+
+
 def write_case(path, name, c, seed):
     generator = torch.Generator().manual_seed(seed)
     parameters = random_parameters(c, generator)
     tokens = torch.randint(c.vocab, (SEQUENCES, c.seq_len + 1), generator=generator)
     ids, targets = tokens[:, :-1], tokens[:, 1:]
-    value = loss(c, parameters, ids, targets)
+    alphas = np.broadcast_to(np.array(ALPHAS.get(name, 0.0)), (c.layers, len(ATTENTION + FFN))).astype(np.float32)
+    value = loss(c, with_alphas(c, parameters, alphas), ids, targets)
     value.backward()
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad  # a guide that is not used
 
-    with h5py.File(path, "w", libver="latest") as file:
+    with h5py.File(path, "w", libver=("v110", "v110")) as file:
         file.attrs.update({"format": "spectron-golden-model", "seed": seed, "torch": str(torch.__version__), "script": os.path.basename(__file__)})
         case = file.create_group(f"cases/{name}")
         case.attrs.update(asdict(c))
@@ -183,6 +202,8 @@ def write_case(path, name, c, seed):
         case.attrs["loss"] = value.item()
         case["ids"] = ids.numpy().astype(np.int32)
         case["targets"] = targets.numpy().astype(np.int32)
+        if c.guided:
+            case["alphas"] = alphas
         for tensor, parameter in parameters.items():
             case[f"model/{tensor}"] = parameter.detach().numpy().astype(np.float32)
             case[f"gradients/{tensor}"] = parameter.grad.numpy().astype(np.float32)

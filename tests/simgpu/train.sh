@@ -41,6 +41,7 @@ bucket_mib = 1
 precision = "fp32"
 END
 last=checkpoints/step-00000010.h5
+guided="--set guidance.method=self-guided --set guidance.stochastic=true --set guidance.fraction=0.6 --set validation.every=2"
 dense="--set model.parameterization=dense --set optimizer.method=adamw --set optimizer.lr=0.003"
 
 # on_cpu OUTPUT ARGUMENT..., on_gpu RANKS OUTPUT ARGUMENT...
@@ -71,6 +72,7 @@ note "the CPU's runs"
     on_cpu cpu-dense-muon --set model.parameterization=dense --set optimizer.method=muon
     on_cpu cpu-adamw --set optimizer.method=adamw --set optimizer.lr=0.003
     on_cpu cpu-bf16 --set device.precision=bf16
+    on_cpu cpu-guided $guided
 }
 note "low-rank"
 like cpu 1e-5 1 low-1
@@ -81,6 +83,9 @@ like cpu 1e-5 4 low-4-scatter-recompute --set dist.reduction=reduce-scatter --se
 like cpu 1e-5 2 low-2-late --set dist.overlap=false
 like cpu-adamw 1e-5 2 adamw-2 --set optimizer.method=adamw --set optimizer.lr=0.003
 like cpu-bf16 5e-3 2 bf16-2 --set device.precision=bf16
+note "guided until step 6"
+# shellcheck disable=SC2086
+like cpu-guided 1e-5 2 guided-2 $guided
 note "dense"
 # shellcheck disable=SC2086
 {
