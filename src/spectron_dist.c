@@ -125,7 +125,7 @@ static void add_overlap(trainer *t) {
 /* Prefetched tokens → forward → backward → reduction → sharded update → gather. On a device all of it is issued, and trainer_settle completes
  * *step. */
 static spt_status train_step(trainer *t, trainer_step *step) {
-  const double start = trainer_now(), waited = spt_prefetch_wait_seconds(t->prefetch);
+  const double start = trainer_now(), waited = spt_prefetch_wait_seconds(t->prefetch), spectral = t->times.spectral;
   const bool on_host = t->backend->host_memory;
   double loss_sum = 0;
   if (t->settled_at == 0) t->settled_at = start;
@@ -154,15 +154,17 @@ static spt_status train_step(trainer *t, trainer_step *step) {
   const double decided = trainer_now();
   SPT_TRY(trainer_audit_check(t));
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_OPTIMIZER);
+  SPT_TRY(trainer_abort_on_failure(t, trainer_spectral_begin(t), "telemetry"));
   const double factor = spt_schedule_factor(&t->config.schedule, t->step);
   step->lr = factor * t->config.optimizer.lr;
   SPT_TRY(trainer_abort_on_failure(t, spt_optimizer_step(t->optimizer, factor, t->control), "optimizer"));
-  const double updated = trainer_now();
+  const double updated = trainer_now(), told = t->times.spectral - spectral;
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_GATHER);
   SPT_TRY(trainer_abort_on_failure(t, spt_data_parallel_gather(t->data_parallel), "parameter gather"));
   const double gathered = trainer_now();
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_REFRESH);
   SPT_TRY(trainer_abort_on_failure(t, spt_model_refresh(t->model), "compute copy"));
+  SPT_TRY(trainer_abort_on_failure(t, trainer_spectral_end(t), "telemetry"));
   SPT_TRY(trainer_audit_take(t));
 #ifdef SPT_RED_ZONES
   if (on_host) SPT_TRY(trainer_abort_on_failure(t, trainer_check_red_zones(t), "red zones"));
@@ -173,12 +175,14 @@ static spt_status train_step(trainer *t, trainer_step *step) {
   t->times.data_wait += data_wait;
   t->times.model += computed - zeroed - data_wait;
   t->times.reduce_wait += reduced - computed;
-  step->optimizer_seconds = updated - reduced;
+  step->optimizer_seconds = updated - reduced - told;
   t->times.decide += decided - counted;
   t->times.optimizer += zeroed - start + step->optimizer_seconds - (decided - counted);
   t->times.gather += gathered - updated;
-  t->times.refresh += trainer_now() - gathered;
-  if (on_host) t->times.total += step->seconds = trainer_now() - start;
+  const double measured = t->times.spectral - spectral;
+  t->times.refresh += trainer_now() - gathered - (measured - told);
+  if (on_host) t->times.total += step->seconds = trainer_now() - start - measured;
+  t->settled_at += measured; // on a device a step lasts from decision to decision
   add_overlap(t);
   return SPT_OK;
 }
@@ -256,6 +260,7 @@ static spt_metric_record make_record(const trainer *t, const trainer_step *step,
                                    .spikes = t->watch.spikes.count};
   if (t->backend->host_memory) entry.gradient_groups = spt_gradient_groups_present(t->params);
   for (int g = 0; g < SPT_GRADIENT_GROUPS; g++) entry.grad_norms[g] = sqrt(step->group_squares[g]);
+  trainer_spectral_record(t, &entry);
   return entry;
 }
 
@@ -284,7 +289,7 @@ static bool is_due(int64_t every, int64_t step) {
 }
 
 static bool record_due(const trainer *t, const trainer_step *step) {
-  return t->watch.notable || is_due(t->config.metrics.every, step->number);
+  return t->watch.notable || is_due(t->config.metrics.every, step->number) || trainer_spectral_due(t, step->number);
 }
 
 /* Adds what has passed since *since_p to a sum of seconds. */
@@ -312,7 +317,7 @@ static spt_status after_issued_step(trainer *t, const trainer_step *step) {
 /* What follows the issued step needs the device at rest. */
 static bool needs_rest(const trainer *t) {
   const spt_config *config = &t->config;
-  return t->step == config->schedule.steps || t->options.profile || t->save_pending || t->skipped_in_a_row > 0 ||
+  return t->step == config->schedule.steps || t->options.profile || trainer_spectral_due(t, t->step) || t->save_pending || t->skipped_in_a_row > 0 ||
          is_due(config->checkpoint.every, t->step) || (t->validation && is_due(config->validation.every, t->step));
 }
 

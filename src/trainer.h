@@ -36,6 +36,7 @@ typedef struct trainer_options {
 /* Where the wall time went, summed over the run on this rank, in seconds. */
 typedef struct trainer_times {
   double data_wait, model, reduce_wait, optimizer, decide, gather, refresh; /* inside a step */
+  double spectral;                                                          /* telemetry: in a step, and no part of the others */
   double logging, validation, save;                                         /* between steps */
   double total;                                                             /* of the steps alone */
   double loop;     /* of the steps and all that is between them */
@@ -87,12 +88,13 @@ typedef struct trainer_watch {
   bool begins;  /* a spike begins with it */
   bool notable; /* it is to be recorded: at or above the threshold, or skipped */
   int skipped; /* in a row, up to the last step */
-  spt_metric_record last[TRAINER_WATCHED]; /* of the last steps, recorded or not */
+  spt_metric_record last[TRAINER_WATCHED]; /* of the last steps, recorded or not; matrices in memory of their own */
   int64_t count;                           /* steps seen */
 } trainer_watch;
 
 typedef struct trainer_audit trainer_audit;
 typedef struct trainer_tree trainer_tree;
+typedef struct trainer_spectral trainer_spectral;
 typedef struct trainer_replay trainer_replay;
 
 /* What a step sums over ranks before its update. */
@@ -139,6 +141,7 @@ typedef struct trainer {
   trainer_audit *audit;   /* NULL without [dist] audit_every */
   trainer_replay *replay; /* NULL without --replay */
   trainer_tree *tree;     /* NULL without reduction = "tree" */
+  trainer_spectral *spectral; /* NULL without [metrics] spectral_every */
   int32_t *validation_tokens;
 
   int64_t step, tokens; /* completed */
@@ -258,9 +261,21 @@ spt_status trainer_audit_take(trainer *t);
 /* Before a save and before the next update: hashes again. SPT_ERR_RESOURCE names the rank and the tensor that changed. */
 spt_status trainer_audit_check(trainer *t);
 
+/* trainer_spectral.c: the telemetry of [metrics] spectral_every; open and close do nothing without it. */
+spt_status trainer_spectral_open(trainer *t); /* after the data and the plan, before training reads data; Local */
+void trainer_spectral_close(trainer *t);
+bool trainer_spectral_due(const trainer *t, int64_t step);
+/* Once the present step is decided, before its update; where memory is not the host's, waits for the device. Does nothing where the step is
+ * not due or not applied. Local. */
+spt_status trainer_spectral_begin(trainer *t);
+/* After the step's gather; overwrites the gradients. Does nothing where begin did nothing. Collective. */
+spt_status trainer_spectral_end(trainer *t);
+/* What was measured in the record's step, if anything was: borrowed, until the next step that is due. */
+void trainer_spectral_record(const trainer *t, spt_metric_record *record);
 /* trainer_watch.c, rank 0: spikes, and what they and skipped steps leave behind. A disk that fails is told of, and ends nothing. */
 /* After the metrics are open: takes up where the recorded losses end. */
 void trainer_watch_open(trainer *t);
+void trainer_watch_close(trainer *t);
 /* Judges a step's loss: watch.z, watch.spikes, watch.notable. Before the step's record is made. */
 void trainer_watch_judge(trainer *t, const trainer_step *step);
 /* Every step, with the record as it stands before a validation: keeps it; at a spike's first step, and the first of skipped ones, writes

@@ -190,6 +190,7 @@ spt_status trainer_open(trainer *t) {
   PHASE(open_folder(t));
   PHASE(open_data(t));
   PHASE(open_compute(t));
+  PHASE(trainer_spectral_open(t));
   PHASE(open_bulk(t));
   PHASE(trainer_tree_open(t));
   PHASE(open_data_parallel(t));
@@ -208,10 +209,12 @@ spt_status trainer_open(trainer *t) {
 void trainer_close(trainer *t) {
   spt_prefetch_close(&t->prefetch);
   spt_checkpoint_saver_close(&t->saver);
+  trainer_watch_close(t);
   if (t->metrics) spt_metrics_close(&t->metrics);
   spt_data_parallel_close(&t->data_parallel);
   if (t->bulk) t->bulk->ops->close(&t->bulk);
   trainer_tree_close(t);
+  trainer_spectral_close(t);
   trainer_replay_close(t);
   spt_optimizer_close(&t->optimizer);
   spt_model_close(&t->model);

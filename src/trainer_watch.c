@@ -7,6 +7,24 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
+
+/* Keeps a record, its matrices copied: those given are borrowed. Without memory for them, without them. */
+static void keep(trainer_watch *watch, int64_t index, const spt_metric_record *record) {
+  spt_metric_record *slot = &watch->last[index % TRAINER_WATCHED];
+  const size_t bytes = (size_t)record->matrix_count * sizeof *record->matrices;
+  spt_metric_matrix *own = bytes > 0 ? realloc(slot->matrices, bytes) : NULL, *before = slot->matrices;
+  *slot = *record;
+  slot->matrices = own ? own : before; // for the next time
+  if (own)
+    memcpy(own, record->matrices, bytes);
+  else
+    slot->matrix_count = 0;
+}
+
+void trainer_watch_close(trainer *t) {
+  for (int i = 0; i < TRAINER_WATCHED; i++) free(t->watch.last[i].matrices);
+}
 
 void trainer_watch_open(trainer *t) {
   trainer_watch *watch = &t->watch;
@@ -15,7 +33,7 @@ void trainer_watch_open(trainer *t) {
   *watch = (trainer_watch){.z = NAN};
   for (int64_t i = 0; i < count; i++) {
     spt_spikes_add(&watch->spikes, records[i].loss);
-    watch->last[watch->count++ % TRAINER_WATCHED] = records[i];
+    keep(watch, watch->count++, &records[i]);
   }
   if (count == 0) return;
   const spt_metric_record *last = &records[count - 1]; // steps in a spike are all recorded
@@ -125,7 +143,7 @@ static void leave_post_mortem(trainer *t, int64_t number, const char *reason) {
 
 void trainer_watch_step(trainer *t, const trainer_step *step, const spt_metric_record *record) {
   trainer_watch *watch = &t->watch;
-  watch->last[watch->count++ % TRAINER_WATCHED] = *record;
+  keep(watch, watch->count++, record);
   const bool first_skipped = !step->applied && watch->skipped == 0;
   watch->skipped = step->applied ? 0 : watch->skipped + 1;
   if (watch->begins)
@@ -137,7 +155,7 @@ void trainer_watch_step(trainer *t, const trainer_step *step, const spt_metric_r
 
 void trainer_watch_amend(trainer *t, const spt_metric_record *record) {
   trainer_watch *watch = &t->watch;
-  if (watch->count > 0) watch->last[(watch->count - 1) % TRAINER_WATCHED] = *record;
+  if (watch->count > 0) keep(watch, watch->count - 1, record);
 }
 
 void trainer_watch_parameters(trainer *t) {

@@ -63,6 +63,18 @@ static spt_metric_record make(int64_t step) {
     r.perplexity = step % 9 == 0 ? INFINITY : number(s, 21);
     r.bits_per_byte = step % 2 ? NAN : number(s, 22);
   }
+  if (step % 4 == 0) { // telemetry of one matrix more at every twelfth step
+    static spt_metric_matrix matrices[3];
+    r.spectral_seconds = number(s, 30);
+    r.spectral_violations = step % 8;
+    r.matrices = matrices;
+    r.matrix_count = step % 12 == 0 ? 3 : 2;
+    for (int i = 0; i < r.matrix_count; i++) {
+      double *values = &matrices[i].values.a;
+      snprintf(matrices[i].name, sizeof matrices[i].name, "model.layers.%d.mlp.up_proj%s", i % 2, i == 2 ? ".guide" : "");
+      for (int j = 0; j < SPT_TELEMETRY_FIELDS; j++) values[j] = (step + j) % 5 == 0 ? NAN : number(s, (uint64_t)(100 + 20 * i + j));
+    }
+  }
   return r;
 }
 
@@ -106,6 +118,12 @@ static void assert_record(const spt_metric_record *r, int64_t step) {
                            w.optimizer_seconds,
                            w.save_seconds};
   for (size_t i = 0; i < sizeof found / sizeof *found; i++) assert_same(found[i], wanted[i]);
+  assert_true(r->matrix_count == w.matrix_count && r->spectral_violations == w.spectral_violations);
+  assert_same(r->spectral_seconds, w.spectral_seconds);
+  for (int i = 0; i < w.matrix_count; i++) {
+    assert_string_equal(r->matrices[i].name, w.matrices[i].name);
+    for (int j = 0; j < SPT_TELEMETRY_FIELDS; j++) assert_same((&r->matrices[i].values.a)[j], (&w.matrices[i].values.a)[j]);
+  }
   if (!w.validated) return;
   assert_same(r->validation_loss, w.validation_loss);
   assert_same(r->perplexity, w.perplexity);
@@ -236,7 +254,7 @@ static void torn_lines(void **unused) {
 }
 
 /* A dataset of metrics.h5; its length. */
-static int64_t read_series(const char *name, double *values) {
+static int64_t read_array(const char *name, int dimensions, double *values) {
   char path[800];
   snprintf(path, sizeof path, "%s/metrics.h5", folder);
   const hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT),
@@ -244,13 +262,38 @@ static int64_t read_series(const char *name, double *values) {
   if (set < 0) fail_msg("%s: no %s", path, name);
   const hid_t space = H5Dget_space(set);
   const int64_t count = (int64_t)H5Sget_simple_extent_npoints(space);
-  assert_int_equal(H5Sget_simple_extent_ndims(space), 1);
+  assert_int_equal(H5Sget_simple_extent_ndims(space), dimensions);
   assert_true(count <= 1000 &&
               (count == 0 || H5Dread(set, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, values) >= 0));
   H5Sclose(space);
   H5Dclose(set);
   H5Fclose(file);
   return count;
+}
+
+static int64_t read_series(const char *name, double *values) {
+  return read_array(name, 1, values);
+}
+
+/* Seven records with telemetry, up to step 30; a third matrix at steps 12 and 24 only. */
+static void assert_telemetry_in_hdf5(void) {
+  double values[1000];
+  assert_int_equal(read_series("/spectral/step", values), 7);
+  for (int i = 0; i < 7; i++) assert_true(values[i] == 4 * (i + 1));
+  assert_int_equal(read_series("/spectral/spectral_violations", values), 7);
+  for (int i = 0; i < 7; i++) assert_true(values[i] == 4 * (i + 1) % 8);
+  static const char *const names[] = {"/spectral/a", "/spectral/dw_upper", "/spectral/slack"};
+  static const size_t offsets[] = {offsetof(spt_telemetry, a), offsetof(spt_telemetry, dw_upper), offsetof(spt_telemetry, slack)};
+  for (int k = 0; k < 3; k++) {
+    assert_int_equal(read_array(names[k], 2, values), 21);
+    for (int i = 0; i < 21; i++) {
+      const spt_metric_record record = make(4 * (i / 3 + 1));
+      const int matrix = i % 3;
+      double wanted = NAN;
+      if (matrix < record.matrix_count) memcpy(&wanted, (const char *)&record.matrices[matrix].values + offsets[k], sizeof wanted);
+      assert_same(values[i], wanted);
+    }
+  }
 }
 
 static void same_in_hdf5(void **unused) {
@@ -287,6 +330,8 @@ static void same_in_hdf5(void **unused) {
   for (int i = 0; i < 10; i++) assert_true(values[i] == 3 * (i + 1));
   assert_int_equal(read_series("/validation/validation_loss", values), 10);
   for (int i = 0; i < 10; i++) assert_same(values[i], make(3 * (i + 1)).validation_loss);
+
+  assert_telemetry_in_hdf5();
 
   append(metrics, 31, 31);
   faults.writes_left = 0;

@@ -94,8 +94,9 @@ typedef struct spt_config {
     int64_t audit_every; /* steps; 0 = never */
   } dist;
   struct {
-    int64_t every;  /* steps between metric records, >= 1 */
-    double spike_z; /* a loss with this z-score or a larger one is a spike (spikes.h); 0 = none is */
+    int64_t every;          /* steps between metric records, >= 1 */
+    int64_t spectral_every; /* steps between telemetries of the matrices; 0 = never */
+    double spike_z;         /* a loss with this z-score or a larger one is a spike (spikes.h); 0 = none is */
   } metrics;
   struct {
     spt_backend_kind backend;

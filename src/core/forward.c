@@ -50,8 +50,7 @@ spt_status spt_model_layer_forward(spt_model *model, int64_t layer, int64_t sequ
   return group_forward(model, layer, GROUP_DOWN, tokens, NULL, gate_up, x_middle, NULL, x_next);
 }
 
-spt_status spt_model_trunk_forward(spt_model *model, int64_t sequences, const int32_t *ids, const int32_t *targets,
-                                   const spt_backward_hooks *hooks) {
+spt_status spt_model_embed(spt_model *model, int64_t sequences, const int32_t *ids, const int32_t *targets) {
   spt_backend *backend = model->backend;
   const int64_t tokens = sequences * model->config.seq_len;
   const size_t bytes = (size_t)tokens * sizeof(int32_t);
@@ -61,7 +60,12 @@ spt_status spt_model_trunk_forward(spt_model *model, int64_t sequences, const in
   SPT_TRY(backend->ops->embedding_forward(backend, tokens, model->config.hidden, device_ids,
                                           model_parameter(model, spt_params_embedding(model->params)),
                                           model_at(model, model->x[0])));
-  SPT_TRY(spt_model_saw(model, "embed_tokens", -1, SPT_SEEN_OUTPUT, SPT_F32, tokens * model->config.hidden, model_at(model, model->x[0])));
+  return spt_model_saw(model, "embed_tokens", -1, SPT_SEEN_OUTPUT, SPT_F32, tokens * model->config.hidden, model_at(model, model->x[0]));
+}
+
+spt_status spt_model_trunk_forward(spt_model *model, int64_t sequences, const int32_t *ids, const int32_t *targets,
+                                   const spt_backward_hooks *hooks) {
+  SPT_TRY(spt_model_embed(model, sequences, ids, targets));
   for (int64_t layer = 0; layer < model->config.layers; layer++) {
     SPT_TRY(spt_model_layer_forward(model, layer, sequences));
     if (hooks) SPT_TRY(hooks->progress(hooks->context));

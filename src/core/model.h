@@ -60,6 +60,12 @@ spt_status spt_model_train(spt_model *model, int64_t sequences, const int32_t *i
 /* Forward only; *loss_sum_p, the host's, += Σ losses. */
 spt_status spt_model_evaluate(spt_model *model, int64_t sequences, const int32_t *ids, const int32_t *targets,
                               double *loss_sum_p);
+/* The probe: runs one sequence, ids (seq_len) of the host, forward through the layers, and hands out the inputs h of every matrix (after the norm
+ * or the gate, as fp32) at `count` positions. inputs: spt_probe_floats of the host's; those of a layer's matrix are at spt_probe_offset,
+ * (count, n), the same for matrices that share their input. Waits for the device. Changes nothing that outlives a pass. Local. */
+int64_t spt_probe_floats(const spt_model_config *config, int64_t count);
+int64_t spt_probe_offset(const spt_model_config *config, int64_t count, int layer, int matrix);
+spt_status spt_model_probe(spt_model *model, const int32_t *ids, int64_t count, const int64_t *positions, float *inputs);
 /* Every training pass from now on tells `observer` (borrowed; NULL: none) what each op wrote, in the order of the ops: members of a group in
  * GEMM order, in backward their parameters' gradients before that of their input. With recomputation forward ops are told of twice. Local. */
 void spt_model_observe(spt_model *model, const spt_observer *observer);

@@ -76,7 +76,9 @@ spt_matrix spt_model_member(int group, int member);
 spt_group_tensors spt_model_group_tensors(const spt_model *model, float *slab, int64_t layer, int group);
 /* Layer `layer`, from x[layer] to x[layer + 1], filling what backward needs. */
 spt_status spt_model_layer_forward(spt_model *model, int64_t layer, int64_t sequences);
-/* Uploads ids and targets and runs the embedding and all layers. */
+/* Uploads ids and targets and runs the embedding. */
+spt_status spt_model_embed(spt_model *model, int64_t sequences, const int32_t *ids, const int32_t *targets);
+/* The same, and all layers. */
 spt_status spt_model_trunk_forward(spt_model *model, int64_t sequences, const int32_t *ids, const int32_t *targets,
                                    const spt_backward_hooks *hooks);
 /* Final norm, head and loss, added to *loss_sum (backend memory); with train also their backward (dx is written). */

@@ -6,6 +6,7 @@
 
 #include "backend.h"
 #include "params.h"
+#include "update.h"
 
 /* Elements [begin, end) of a tensor updated elementwise (AdamW). */
 typedef struct spt_slice {
@@ -54,6 +55,9 @@ spt_status spt_optimizer_gradient_stats(spt_optimizer *optimizer, spt_control *c
 /* Updates the share's masters with learning rate lr_factor·lr (Alg. 1). Counts the update as applied when control->apply is 1, where
  * memory is the host's; elsewhere control->applied has it counted already (decide), and nothing waits for the decision. */
 spt_status spt_optimizer_step(spt_optimizer *optimizer, double lr_factor, const spt_control *control);
+/* From now on each step tells what it did to the share's tensors, piece by piece, if it is applied; where memory is not the host's, it then waits
+ * for the device. By the time a piece is told of, its gradient is used up. NULL: no more. The observer is copied. Local. */
+void spt_optimizer_observe(spt_optimizer *optimizer, const spt_update_observer *observer);
 /* Checks the red zones of the optimizer's slabs. Local. */
 spt_status spt_optimizer_check(const spt_optimizer *optimizer);
 /* sigma_A, sigma_B of owned pair i of the share, as of the last step (host values). */

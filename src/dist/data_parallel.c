@@ -132,16 +132,25 @@ spt_status spt_data_parallel_reduce_finish(spt_data_parallel *dp) {
   return SPT_OK;
 }
 
+static spt_status gather(spt_data_parallel *dp, float *slab) {
+  if (dp->comm->size == 1) return SPT_OK;
+  for (int i = 0; i < dp->plan->bucket_count; i++) {
+    const spt_bucket *bucket = &dp->plan->buckets[i];
+    SPT_TRY(dp->comm->ops->all_gather_start(dp->comm, slab + bucket->begin, bucket->cuts, &dp->requests[i]));
+  }
+  return wait_all(dp, dp->plan->bucket_count);
+}
+
 spt_status spt_data_parallel_gather(spt_data_parallel *dp) {
   if (dp->comm->size == 1) return SPT_OK;
   const double begin = now();
-  for (int i = 0; i < dp->plan->bucket_count; i++) {
-    const spt_bucket *bucket = &dp->plan->buckets[i];
-    SPT_TRY(dp->comm->ops->all_gather_start(dp->comm, dp->parameters + bucket->begin, bucket->cuts, &dp->requests[i]));
-  }
-  SPT_TRY(wait_all(dp, dp->plan->bucket_count));
+  SPT_TRY(gather(dp, dp->parameters));
   dp->last.gather_seconds = now() - begin;
   return SPT_OK;
+}
+
+spt_status spt_data_parallel_gather_gradients(spt_data_parallel *dp) {
+  return gather(dp, dp->gradients);
 }
 
 const spt_overlap *spt_data_parallel_overlap(const spt_data_parallel *dp) {
