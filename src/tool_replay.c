@@ -22,7 +22,8 @@ static const char help[] =
     "  --from STEP             begin with this checkpoint; 0: with the run's first step (not where --init-from began it)\n"
     "  --set TABLE.KEY=VALUE   override a key of the job, e.g. data.train where the shards have moved; may be repeated\n\n"
     "Exit codes: 0 the same bits · 3 other bits, or damaged files · 2 bad usage, or no checkpoint before step K · 5 a resource failed.\n"
-    "$MPIEXEC names another launcher than mpirun. Processors of another kind compute other bits.\n\n"
+    "$MPIEXEC names another launcher than mpirun. Processors of another kind compute other bits. Where this machine is too small for the\n"
+    "ranks: srun spectron-dist --replay K --resume=CHECKPOINT --set run.output=ELSEWHERE RUN/job.toml, which compares nothing.\n\n"
     "Example: spectron replay runs/my --step 1234\n";
 
 enum { SETS_MAX = 8 };

@@ -15,6 +15,7 @@ void trainer_replay_prepare(const trainer_options *options, spt_config *config) 
   config->checkpoint.every_seconds = 0;
   config->metrics.every = 1;
   config->metrics.spike_z = 0;
+  config->metrics.spectral_every = 0; // it only looks
 }
 
 /* ---- values ---- */

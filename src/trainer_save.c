@@ -122,13 +122,14 @@ spt_status trainer_save(trainer *t, bool best, bool ending) {
   trainer_saves *saves = &t->saves;
   bool finite;
   SPT_TRY(trainer_parameters_finite(t, &finite));
-  if (!finite) trainer_watch_parameters(t);
-  if (!finite)
+  if (!finite) {
+    trainer_watch_parameters(t);
     return SPT_FAIL(
         SPT_ERR_DIVERGED,
         "training diverged: parameters are not finite after step %lld, which is not saved; start again with a "
         "smaller optimizer.lr in a new run",
         (long long)t->step);
+  }
   SPT_TRY(spt_comm_agree(t->comm, t->comm->rank == 0 ? spt_run_folder_check(t->folder) : SPT_OK, NULL));
   trainer_finish_save(t);
   if (t->comm->rank == 0) { // the records of the saved steps are as durable as the checkpoint

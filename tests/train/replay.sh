@@ -89,27 +89,21 @@ replays 2 'not before' run-spike --step 5 --from 5
 replays 2 'no metrics.jsonl' data --step 5
 find run-spike -type f -exec cksum {} + | sort | cmp before - >&2 || fail "a replay wrote into the run"
 
-note "one matrix goes wrong: skipped, told of, named"
-for case in 'self_attn.v_proj.B 1 forward, its output' 'mlp.up_proj.B 0 forward, its output'; do
-    # shellcheck disable=SC2086
-    set -- $case
-    tensor=$1 layer=$2
-    rm -rf run-wrong
-    mpi 2 --set schedule.steps=10 --set validation.every=0 --set run.output=run-wrong job.toml >log 2>&1 || { cat log; fail "10 steps"; }
-    rm -f run-wrong/checkpoints/best.h5
-    "$poison" run-wrong/checkpoints/step-00000010.h5 "/model/model.layers.$layer.$tensor" 17 3.4e38 || fail "poisoning"
-    expect 4 'diverged' mpi 2 --set schedule.steps=12 --set validation.every=0 --set run.output=run-wrong --resume job.toml
-    grep -q 'step 11: post-mortem in' out.log || { cat out.log; fail "no post-mortem"; }
-    [ "$(ls run-wrong/post-mortem/*.json)" = run-wrong/post-mortem/step-00000011.json ] || fail "one post-mortem for skipped steps in a row"
-    rm run-wrong/checkpoints/*.h5
-    replays 0 'step 11: loss .*bit for bit' run-wrong --step 11
-    grep -q "^the first to go wrong: model.layers.$layer.${tensor%.?}, forward, its output" replay.log || { cat replay.log; fail "$tensor is not named"; }
-    grep -q "largest element of model.layers.$layer.$tensor was 3.4e+38" replay.log || { cat replay.log; fail "$tensor's value is not told"; }
-done
+note "one matrix goes wrong: skipped, told of, named; test_observe has every matrix"
+mpi 2 --set schedule.steps=10 --set validation.every=0 --set run.output=run-wrong job.toml >log 2>&1 || { cat log; fail "10 steps"; }
+rm -f run-wrong/checkpoints/best.h5
+mkdir run-update
+cp -r run-wrong/checkpoints run-wrong/metrics.jsonl run-update
+"$poison" run-wrong/checkpoints/step-00000010.h5 /model/model.layers.1.self_attn.v_proj.B 17 3.4e38 || fail "poisoning"
+expect 4 'diverged' mpi 2 --set schedule.steps=12 --set validation.every=0 --set run.output=run-wrong --resume job.toml
+grep -q 'step 11: post-mortem in' out.log || { cat out.log; fail "no post-mortem"; }
+[ "$(ls run-wrong/post-mortem/*.json)" = run-wrong/post-mortem/step-00000011.json ] || fail "one post-mortem for skipped steps in a row"
+rm run-wrong/checkpoints/*.h5
+replays 0 'step 11: loss .*bit for bit' run-wrong --step 11
+grep -q '^the first to go wrong: model.layers.1.self_attn.v_proj, forward, its output' replay.log || { cat replay.log; fail "the matrix is not named"; }
+grep -q 'largest element of model.layers.1.self_attn.v_proj.B was 3.4e+38' replay.log || { cat replay.log; fail "its factor is not told of"; }
 
 note "an update that goes wrong"
-mpi 2 --set schedule.steps=10 --set validation.every=0 --set run.output=run-update job.toml >log 2>&1 || { cat log; fail "10 steps"; }
-rm -f run-update/checkpoints/best.h5
 "$poison" run-update/checkpoints/step-00000010.h5 /optimizer/model.norm.weight/adam_v 5 -1 || fail "poisoning"
 expect 4 'parameters are not finite' mpi 2 --set schedule.steps=11 --set data.validation=[] --set run.output=run-update --resume job.toml
 grep -q '"reason":"parameters","step":11,' run-update/post-mortem/step-00000011.json || fail "no post-mortem"
