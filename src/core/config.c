@@ -81,7 +81,7 @@ void spt_config_defaults(spt_config *config) {
   config->dist.save_timeout_seconds = 3600;
   config->dist.validation_timeout_seconds = 600;
   config->metrics.every = 1;
-  config->metrics.spectral_every = 100;
+  config->metrics.spectral_every = 200;
 }
 
 int64_t spt_factor_rank(double rank_ratio, int64_t m, int64_t n) {
