@@ -73,6 +73,7 @@ static void open_run(const step_case *c, run *r) {
                                        .lr = 1e-3,
                                        .momentum = 0.95,
                                        .newton_schulz_steps = 5,
+                                       .newton_schulz_coefficients = {3.4445, -4.7750, 2.0315},
                                        .power_steps = 1,
                                        .adamw = {.lr = -1, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8}};
   *r = (run){0};

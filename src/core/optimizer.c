@@ -401,9 +401,8 @@ static spt_status orthogonalize(spt_optimizer *optimizer, const chunk *part, int
   spt_factor_entry *entries = optimizer->entries;
   void **x = optimizer->lists;
   for (int i = 0; i < part->count; i++) x[i] = entries[sides * i + side].x;
-  SPT_TRY(spt_newton_schulz(optimizer->backend, part->count, entries[side].rows, entries[side].cols,
-                            optimizer->backend->act, (int)optimizer->config.newton_schulz_steps, x, scratch,
-                            optimizer->lists + part->count));
+  SPT_TRY(spt_newton_schulz(optimizer->backend, &optimizer->config, part->count, entries[side].rows, entries[side].cols,
+                            optimizer->backend->act, x, scratch, optimizer->lists + part->count));
   for (int i = 0; i < part->count; i++) entries[sides * i + side].x = x[i];
   return SPT_OK;
 }

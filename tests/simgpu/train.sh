@@ -68,6 +68,7 @@ note "the CPU's runs"
 {
     on_cpu cpu
     on_cpu cpu-dense $dense
+    on_cpu cpu-dense-muon --set model.parameterization=dense --set optimizer.method=muon
     on_cpu cpu-adamw --set optimizer.method=adamw --set optimizer.lr=0.003
     on_cpu cpu-bf16 --set device.precision=bf16
 }
@@ -86,6 +87,7 @@ note "dense"
     like cpu-dense 1e-5 1 dense-1-recompute $dense --set model.recompute=true
     like cpu-dense 1e-5 2 dense-2-scatter-recompute $dense --set dist.reduction=reduce-scatter --set model.recompute=true
     like cpu-dense 1e-5 4 dense-4 $dense
+    like cpu-dense-muon 1e-5 2 dense-2-muon --set model.parameterization=dense --set optimizer.method=muon
 }
 
 note "checkpoints of one backend go on on the other"
