@@ -28,12 +28,9 @@ struct trainer_spectral {
   int count;
   int *own; /* [own_count] matrices measured here, the costly first */
   int own_count;
-  int *order;   /* [count] all matrices, the costly first */
-  double *load; /* [size] of the ranks */
   double *told;   /* [count·TOLD] */
   spt_telemetry *found; /* [count] */
-  spt_metric_matrix *records; /* [record_count] of the step that was measured last */
-  int record_count;
+  spt_metric_matrix *records; /* [count] */
   int64_t rows, positions[ROWS_MAX];
   int32_t *ids;  /* (seq_len) of the probe */
   float *inputs; /* spt_probe_floats */
@@ -61,9 +58,9 @@ static int dearer(const void *left, const void *right, void *matrices) {
   return a != b ? (a < b ? 1 : -1) : i - j;
 }
 
-/* Each by the name of its tensors without .A or .weight. Anew for every measurement: the table changes when guidance ends, and only shrinks. */
+/* Each by the name of its tensors without .A or .weight. */
 static void list_matrices(trainer_spectral *spectral, const spt_params *params) {
-  spectral->count = spectral->record_count = params->pair_count;
+  spectral->count = params->pair_count;
   for (int i = 0; i < params->pair_count; i++) {
     char *name = spectral->records[i].name;
     spectral->matrices[i].pair = &params->pairs[i];
@@ -74,25 +71,32 @@ static void list_matrices(trainer_spectral *spectral, const spt_params *params) 
 }
 
 /* The dearest matrix first, to the rank with the least so far. */
-static void share_out(trainer_spectral *spectral, const trainer *t) {
-  memset(spectral->load, 0, (size_t)t->comm->size * sizeof *spectral->load);
-  spectral->own_count = 0;
-  for (int i = 0; i < spectral->count; i++) spectral->order[i] = i;
-  qsort_r(spectral->order, (size_t)spectral->count, sizeof *spectral->order, dearer, spectral->matrices);
-  for (int i = 0; i < spectral->count; i++) {
-    matrix *one = &spectral->matrices[spectral->order[i]];
-    one->rank = 0;
-    for (int rank = 1; rank < t->comm->size; rank++)
-      if (spectral->load[rank] < spectral->load[one->rank]) one->rank = rank;
-    spectral->load[one->rank] += cost(one);
-    if (one->rank == t->comm->rank) spectral->own[spectral->own_count++] = spectral->order[i];
+static spt_status share_out(trainer_spectral *spectral, const trainer *t) {
+  int *order = calloc((size_t)spectral->count + 1, sizeof *order);
+  double *load = calloc((size_t)t->comm->size, sizeof *load);
+  if (!order || !load) {
+    free(order);
+    free(load);
+    return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for the telemetry of [metrics] spectral_every");
   }
+  for (int i = 0; i < spectral->count; i++) order[i] = i;
+  qsort_r(order, (size_t)spectral->count, sizeof *order, dearer, spectral->matrices);
+  for (int i = 0; i < spectral->count; i++) {
+    matrix *one = &spectral->matrices[order[i]];
+    for (int rank = 1; rank < t->comm->size; rank++)
+      if (load[rank] < load[one->rank]) one->rank = rank;
+    load[one->rank] += cost(one);
+    if (one->rank == t->comm->rank) spectral->own[spectral->own_count++] = order[i];
+  }
+  free(order);
+  free(load);
+  return SPT_OK;
 }
 
-/* As many workers as there are threads and memory for; each can measure any matrix. */
+/* As many workers as there are threads and matrices, and memory for. */
 static spt_status open_workers(trainer_spectral *spectral, const trainer *t) {
-  for (int i = 0; i < spectral->count; i++) {
-    const spt_pair *pair = spectral->matrices[i].pair;
+  for (int i = 0; i < spectral->own_count; i++) {
+    const spt_pair *pair = spectral->matrices[spectral->own[i]].pair;
     const size_t work = spt_telemetry_workspace(pair->m, pair->n, pair->r, spectral->rows);
     const size_t floats = 2 * (size_t)spt_pair_elements(pair);
     if (work > spectral->workspace) spectral->workspace = work;
@@ -102,7 +106,7 @@ static spt_status open_workers(trainer_spectral *spectral, const trainer *t) {
   const size_t bytes = spectral->workspace * sizeof(double) + spectral->copies * sizeof(float) + 1;
   spectral->workers = (int)(workspace_most / bytes < 1 ? 1 : workspace_most / bytes < 4096 ? workspace_most / bytes : 4096);
   if (spectral->workers > t->backend->threads) spectral->workers = t->backend->threads;
-  if (spectral->workers > spectral->count) spectral->workers = spectral->count > 0 ? spectral->count : 1;
+  if (spectral->workers > spectral->own_count) spectral->workers = spectral->own_count > 0 ? spectral->own_count : 1;
   const size_t workers = (size_t)spectral->workers;
   spectral->workspaces = malloc(workers * spectral->workspace * sizeof(double) + 1);
   spectral->copied = malloc(workers * spectral->copies * sizeof(float) + 1);
@@ -127,14 +131,13 @@ static spt_status open_parts(trainer_spectral *spectral, const trainer *t) {
   const size_t pairs = (size_t)t->params->pair_count;
   spectral->matrices = calloc(pairs + 1, sizeof *spectral->matrices);
   spectral->own = calloc(pairs + 1, sizeof *spectral->own);
-  spectral->order = calloc(pairs + 1, sizeof *spectral->order);
-  spectral->load = calloc((size_t)t->comm->size, sizeof *spectral->load);
   spectral->told = calloc(pairs * TOLD + 1, sizeof *spectral->told);
   spectral->found = calloc(pairs + 1, sizeof *spectral->found);
   spectral->records = calloc(pairs + 1, sizeof *spectral->records);
-  if (!spectral->matrices || !spectral->own || !spectral->order || !spectral->load || !spectral->told || !spectral->found || !spectral->records)
+  if (!spectral->matrices || !spectral->own || !spectral->told || !spectral->found || !spectral->records)
     return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for the telemetry of [metrics] spectral_every");
   list_matrices(spectral, t->params);
+  SPT_TRY(share_out(spectral, t));
   SPT_TRY(open_probe(spectral, t));
   return open_workers(spectral, t);
 }
@@ -149,9 +152,9 @@ spt_status trainer_spectral_open(trainer *t) {
 void trainer_spectral_close(trainer *t) {
   trainer_spectral *spectral = t->spectral;
   if (!spectral) return;
-  void *const parts[] = {spectral->matrices, spectral->own, spectral->order,  spectral->load,       spectral->told,   spectral->found,
-                         spectral->records,  spectral->ids, spectral->inputs, spectral->workspaces, spectral->copied, spectral->scratch,
-                         spectral};
+  void *const parts[] = {spectral->matrices, spectral->own,    spectral->told,   spectral->found,
+                         spectral->records,  spectral->ids,    spectral->inputs,     spectral->workspaces, spectral->copied,
+                         spectral->scratch,  spectral};
   for (size_t i = 0; i < sizeof parts / sizeof *parts; i++) free(parts[i]);
   t->spectral = NULL;
 }
@@ -195,8 +198,6 @@ spt_status trainer_spectral_begin(trainer *t) {
   const bool profiling = t->backend->profiling;
   const spt_update_observer observer = {t, keep_update};
   spt_optimizer_observe(t->optimizer, &observer);
-  list_matrices(spectral, t->params);
-  share_out(spectral, t);
   spectral->taken = t->step + 1;
   spectral->seconds = 0;
   for (int i = 0; i < spectral->count * TOLD; i++) spectral->told[i] = -INFINITY;
@@ -305,7 +306,7 @@ void trainer_spectral_record(const trainer *t, spt_metric_record *record) {
   const trainer_spectral *spectral = t->spectral;
   if (!spectral || spectral->taken != record->step) return;
   record->matrices = spectral->records;
-  record->matrix_count = spectral->record_count;
+  record->matrix_count = spectral->count;
   record->spectral_seconds = spectral->seconds;
   record->spectral_violations = spectral->violations;
 }
