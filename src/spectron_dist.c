@@ -141,8 +141,9 @@ static spt_status train_step(trainer *t, trainer_step *step) {
   SPT_TRY(trainer_abort_on_failure(t, spt_data_parallel_reduce_finish(t->data_parallel), "gradient reduction"));
   const double reduced = trainer_now();
 
+  memset(step->group_squares, 0, sizeof step->group_squares);
   spt_control control = {.clip = 1, .apply = 1}; // as the backend's memory has it
-  if (status == SPT_OK && on_host) status = trainer_gradient_stats(t, &control);
+  if (status == SPT_OK && on_host) status = trainer_gradient_stats(t, &control, step->group_squares);
   const double counted = trainer_now();
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_DECIDE);
   if (on_host) {
@@ -222,8 +223,7 @@ static spt_status validate(trainer *t, bool *validated_p, bool *best_p) {
   return SPT_OK;
 }
 
-/* Rank 0. A disk that fails is told of, and ends nothing. */
-static void record(trainer *t, const trainer_step *step, bool validated) {
+static spt_metric_record make_record(const trainer *t, const trainer_step *step, bool validated) {
   const double rate = (double)trainer_tokens_per_step(&t->config) / step->seconds;
   spt_comm_counter traffic[SPT_COLLECTIVE_KINDS];
   job_count_traffic(&t->config, t->plan, traffic);
@@ -252,13 +252,44 @@ static void record(trainer *t, const trainer_step *step, bool validated) {
                                    .validated = validated,
                                    .validation_loss = t->last_validation_loss,
                                    .perplexity = exp(t->last_validation_loss),
-                                   .bits_per_byte = t->last_bits_per_byte};
+                                   .bits_per_byte = t->last_bits_per_byte,
+                                   .ranks = t->comm->size,
+                                   .micro = t->config.batch.micro,
+                                   .threads = t->backend->threads,
+                                   .loss_z = t->watch.z,
+                                   .spikes = t->watch.spikes.count};
+  if (t->backend->host_memory) entry.gradient_groups = spt_gradient_groups_present(t->params);
+  for (int g = 0; g < SPT_GRADIENT_GROUPS; g++) entry.grad_norms[g] = sqrt(step->group_squares[g]);
   trainer_spectral_record(t, &entry);
+  return entry;
+}
+
+/* Rank 0. A disk that fails is told of, and ends nothing. */
+static void record(trainer *t, const trainer_step *step, bool validated) {
+  const spt_metric_record entry = make_record(t, step, validated);
   t->times.records++;
   t->times.save_recorded = t->times.save;
+  spt_spikes_add(&t->watch.spikes, entry.loss);
+  if (validated) trainer_watch_amend(t, &entry);
   spt_status status = spt_metrics_append(t->metrics, &entry);
   if (validated && status == SPT_OK) status = spt_metrics_write_hdf5(t->metrics);
   trainer_note_records(t, status, validated);
+}
+
+/* Rank 0: before anything is decided about the step, even to end the run. */
+static void watch(trainer *t, const trainer_step *step) {
+  if (t->comm->rank != 0) return;
+  trainer_watch_judge(t, step);
+  const spt_metric_record entry = make_record(t, step, false);
+  trainer_watch_step(t, step, &entry);
+}
+
+static bool is_due(int64_t every, int64_t step) {
+  return every > 0 && step % every == 0;
+}
+
+static bool record_due(const trainer *t, const trainer_step *step) {
+  return t->watch.notable || is_due(t->config.metrics.every, step->number) || trainer_spectral_due(t, step->number);
 }
 
 /* Adds what has passed since *since_p to a sum of seconds. */
@@ -268,16 +299,13 @@ static void add_time(double *since_p, double *sum_p) {
   *since_p = now;
 }
 
-static bool is_due(int64_t every, int64_t step) {
-  return every > 0 && step % every == 0;
-}
-
 /* Of a step that another was issued after: nothing here needs the device at rest. */
 static spt_status after_issued_step(trainer *t, const trainer_step *step) {
+  watch(t, step);
   SPT_TRY(check_divergence(t, step));
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_SAVE);
   double since = trainer_now();
-  if (t->comm->rank == 0 && is_due(t->config.metrics.every, step->number)) record(t, step, false);
+  if (t->comm->rank == 0 && record_due(t, step)) record(t, step, false);
   add_time(&since, &t->times.logging);
   if (step->saves_idle && t->saves.path[0] && t->skipped_in_a_row == 0) trainer_finish_save(t);
   add_time(&since, &t->times.save);
@@ -320,13 +348,13 @@ static spt_status after_step(trainer *t, const trainer_step *step) {
   const spt_config *config = &t->config;
   const bool last = t->step == config->schedule.steps;
   bool validated = false, best = false;
+  watch(t, step);
   SPT_TRY(check_divergence(t, step));
   if (t->validation && t->skipped_in_a_row == 0 && (last || (!step->stop && is_due(config->validation.every, t->step))))
     SPT_TRY(validate(t, &validated, &best));
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_SAVE); // records too
   double since = trainer_now();
-  const bool due = is_due(config->metrics.every, t->step) || trainer_spectral_due(t, t->step);
-  if (t->comm->rank == 0 && (validated || last || due)) record(t, step, validated);
+  if (t->comm->rank == 0 && (validated || last || record_due(t, step))) record(t, step, validated);
   add_time(&since, &t->times.logging);
   const bool stop = step->stop || t->stop_in_validation;
   t->save_pending |= last || best || stop || step->save_due || is_due(config->checkpoint.every, t->step);
@@ -378,6 +406,20 @@ static spt_status train(trainer *t) {
                   (long long)t->step);
 }
 
+/* The steps up to --replay once more, with records and nothing else between them. */
+static spt_status replay(trainer *t) {
+  trainer_step step = {0};
+  while (t->step < t->options.replay) {
+    SPT_TRY(trainer_replay_begin(t));
+    SPT_TRY(train_step(t, &step));
+    if (!t->backend->host_memory) SPT_TRY(trainer_settle(t, &step));
+    if (t->comm->rank == 0) record(t, &step, false);
+    SPT_TRY(trainer_replay_end(t, &step));
+    if (step.stop) return SPT_STOPPED;
+  }
+  return SPT_OK;
+}
+
 /* ---- the program ---- */
 
 /* The job is read once, by rank 0, so that all ranks train the same thing. */
@@ -386,6 +428,7 @@ static spt_status load_job(trainer *t) {
   if (t->comm->rank == 0) status = spt_job_load(t->options.job, t->options.sets, t->options.set_count, &t->config);
   SPT_TRY(spt_comm_agree(t->comm, status, NULL));
   SPT_TRY(t->comm->ops->broadcast(t->comm, &t->config, sizeof t->config, 0));
+  trainer_replay_prepare(&t->options, &t->config);
   t->asked_micro = t->config.batch.micro;
   return spt_config_check_ranks(&t->config, t->comm->size);
 }
@@ -404,6 +447,7 @@ static spt_status run(trainer *t) {
   SPT_TRY(start_watchdog(t));
   SPT_TRY(trainer_open(t));
   if (t->comm->rank == 0) trainer_progress_open(t);
+  if (t->replay) return replay(t);
   const spt_status status = train(t);
   if (status == SPT_OK || status == SPT_STOPPED) {
     if (t->options.profile) SPT_TRY(trainer_print_profile(t));

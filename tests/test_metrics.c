@@ -46,7 +46,15 @@ static spt_metric_record make(int64_t step) {
                          .reduce_bytes = (int64_t)(spt_random_bits(seed, s, 50) >> 2),
                          .reduce_messages = step + 1,
                          .gather_bytes = 3 * step,
-                         .gather_messages = step};
+                         .gather_messages = step,
+                         .ranks = 1 + step % 3,
+                         .micro = 2 * step,
+                         .threads = 4,
+                         .loss_z = step % 4 ? number(s, 30) : (double)NAN,
+                         .spikes = step / 2,
+                         .gradient_groups = (uint32_t)spt_random_bits(seed, 0, 60) & ((1u << SPT_GRADIENT_GROUPS) - 1)};
+  if (step % 11 == 0) r.gradient_groups = 0; // not taken
+  for (int g = 0; g < SPT_GRADIENT_GROUPS; g++) r.grad_norms[g] = step % 7 == 0 ? (double)INFINITY : number(s, 70 + (uint64_t)g);
   if (step % 5 == 0) r.loss = NAN;
   if (step % 7 == 0) r.grad_norm = step % 2 ? INFINITY : -INFINITY;
   if (step % 3 == 0) {
@@ -83,6 +91,10 @@ static void assert_record(const spt_metric_record *r, int64_t step) {
   assert_true(r->step == w.step && r->tokens == w.tokens && r->reduce_bytes == w.reduce_bytes &&
               r->reduce_messages == w.reduce_messages && r->gather_bytes == w.gather_bytes &&
               r->gather_messages == w.gather_messages && r->validated == w.validated);
+  assert_true(r->ranks == w.ranks && r->micro == w.micro && r->threads == w.threads && r->spikes == w.spikes &&
+              r->gradient_groups == w.gradient_groups);
+  assert_same(r->loss_z, w.loss_z);
+  for (int g = 0; g < SPT_GRADIENT_GROUPS; g++) assert_same(r->grad_norms[g], w.gradient_groups >> g & 1 ? w.grad_norms[g] : (double)NAN);
   const double found[] = {r->loss,
                           r->lr,
                           r->grad_norm,
@@ -301,6 +313,17 @@ static void same_in_hdf5(void **unused) {
   for (int i = 0; i < 30; i++) assert_true(values[i] == i + 1);
   assert_int_equal(read_series("/loss", values), 30);
   for (int i = 0; i < 30; i++) assert_same(values[i], make(i + 1).loss);
+  const uint32_t groups = make(1).gradient_groups;
+  for (int g = 0; g < SPT_GRADIENT_GROUPS; g++) {
+    char name[64];
+    if (!(groups >> g & 1)) continue;
+    snprintf(name, sizeof name, "/grad_norms/%s", spt_gradient_group_name(g));
+    assert_int_equal(read_series(name, values), 30);
+    for (int i = 0; i < 30; i++) {
+      const spt_metric_record r = make(i + 1);
+      assert_true(r.gradient_groups ? isfinite(r.grad_norms[g]) ? values[i] == r.grad_norms[g] : isinf(values[i]) || isnan(values[i]) : isnan(values[i]));
+    }
+  }
   assert_int_equal(read_series("/gather_bytes", values), 30);
   for (int i = 0; i < 30; i++) assert_true(values[i] == 3 * (i + 1));
   assert_int_equal(read_series("/validation/step", values), 10);

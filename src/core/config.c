@@ -85,6 +85,7 @@ void spt_config_defaults(spt_config *config) {
   config->dist.validation_timeout_seconds = 600;
   config->metrics.every = 1;
   config->metrics.spectral_every = 200;
+  config->metrics.spike_z = 7;
 }
 
 int64_t spt_factor_rank(double rank_ratio, int64_t m, int64_t n) {

@@ -96,6 +96,7 @@ typedef struct spt_config {
   struct {
     int64_t every;          /* steps between metric records, >= 1 */
     int64_t spectral_every; /* steps between telemetries of the matrices; 0 = never */
+    double spike_z;         /* a loss with this z-score or a larger one is a spike (spikes.h); 0 = none is */
   } metrics;
   struct {
     spt_backend_kind backend;

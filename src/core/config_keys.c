@@ -80,6 +80,7 @@ static const spt_key keys[] = {
 
     KEY(SPT_KEY_INT, metrics, every, "[1, 1e12]", SAFE),
     KEY(SPT_KEY_INT, metrics, spectral_every, "[0, 1e12]", SAFE),
+    KEY(SPT_KEY_REAL, metrics, spike_z, "[0, 1e9]", SAFE),
 
     KEY(SPT_KEY_ENUM, device, backend, "auto|cpu|cuda", SAFE),
     KEY(SPT_KEY_ENUM, device, precision, "auto|bf16|fp32|tf32", SAFE),

@@ -3,6 +3,7 @@
  * that neither the owner nor the chunk changes a bit of it. */
 #include "optimizer.h"
 
+#include "gradient_groups.h"
 #include "newton_schulz.h"
 #include "rng.h"
 #include "slab.h"
@@ -306,19 +307,32 @@ void spt_optimizer_set_applied(spt_optimizer *optimizer, int64_t applied) {
 
 /* ---- the step ---- */
 
-spt_status spt_optimizer_gradient_stats(spt_optimizer *optimizer, spt_control *control) {
+static spt_status add_stats(spt_optimizer *optimizer, const spt_tensor *tensor, int64_t count, const float *gradient,
+                            spt_control *control, double *group_squares) {
   spt_backend *backend = optimizer->backend;
+  if (!group_squares) return backend->ops->gradient_stats(backend, count, gradient, control);
+  spt_control own = {0}; // backend memory is the host's
+  SPT_TRY(backend->ops->gradient_stats(backend, count, gradient, &own));
+  control->sum_squares += own.sum_squares;
+  control->non_finite += own.non_finite;
+  group_squares[spt_gradient_group(tensor)] += own.sum_squares;
+  return SPT_OK;
+}
+
+spt_status spt_optimizer_gradient_stats(spt_optimizer *optimizer, spt_control *control, double *group_squares) {
   for (int i = 0; i < optimizer->pair_count; i++) {
     const owned_pair *owned = &optimizer->pairs[i];
     for (int side = 0; side < spt_pair_sides(owned->pair); side++) {
       const float *gradient = optimizer->gradients + optimizer->layout->offset[spt_pair_tensor(owned->pair, side)];
-      SPT_TRY(backend->ops->gradient_stats(backend, factor(optimizer, owned, side)->count, gradient, control));
+      const spt_tensor *tensor = factor(optimizer, owned, side);
+      SPT_TRY(add_stats(optimizer, tensor, tensor->count, gradient, control, group_squares));
     }
   }
   for (int i = 0; i < optimizer->slice_count; i++) {
     const spt_slice slice = optimizer->slices[i].slice;
     const float *gradient = optimizer->gradients + optimizer->layout->offset[slice.tensor] + slice.begin;
-    SPT_TRY(backend->ops->gradient_stats(backend, slice.end - slice.begin, gradient, control));
+    const spt_tensor *tensor = &optimizer->params->tensors[slice.tensor];
+    SPT_TRY(add_stats(optimizer, tensor, slice.end - slice.begin, gradient, control, group_squares));
   }
   return SPT_OK;
 }

@@ -47,6 +47,11 @@ static const field fields[] = {
     FIELD(validation_loss, NUMBER, VALIDATED),
     FIELD(perplexity, NUMBER, VALIDATED),
     FIELD(bits_per_byte, NUMBER, VALIDATED),
+    FIELD(ranks, COUNT, ALWAYS),
+    FIELD(micro, COUNT, ALWAYS),
+    FIELD(threads, COUNT, ALWAYS),
+    FIELD(loss_z, NUMBER, ALWAYS),
+    FIELD(spikes, COUNT, ALWAYS),
     FIELD(spectral_seconds, NUMBER, MEASURED),
     FIELD(spectral_violations, COUNT, MEASURED),
 };
@@ -74,22 +79,48 @@ static double get_number(const spt_metric_record *record, const field *field) {
 
 /* ---- lines ---- */
 
+static json_t *number_to_json(double number) {
+  return isfinite(number) ? json_real(number) : json_null();
+}
+
+static bool has_norm(const spt_metric_record *record, int group) {
+  return record->gradient_groups >> group & 1;
+}
+
+/* "grad_norms": an object of the groups that were taken; none where none was. */
+static bool put_norms(json_t *line, const spt_metric_record *record) {
+  if (record->gradient_groups == 0) return true;
+  json_t *norms = json_object();
+  bool fine = json_object_set_new(line, "grad_norms", norms) == 0; // takes it, NULL included
+  for (int g = 0; fine && g < SPT_GRADIENT_GROUPS; g++)
+    if (has_norm(record, g))
+      fine = json_object_set_new(norms, spt_gradient_group_name(g), number_to_json(record->grad_norms[g])) == 0;
+  return fine;
+}
+
+static void get_norms(const json_t *line, spt_metric_record *record) {
+  const json_t *norms = json_object_get(line, "grad_norms");
+  for (int g = 0; g < SPT_GRADIENT_GROUPS; g++) {
+    const json_t *value = json_object_get(norms, spt_gradient_group_name(g));
+    record->grad_norms[g] = json_is_number(value) ? json_number_value(value) : NAN;
+    if (value) record->gradient_groups |= 1u << g;
+  }
+}
+
 static json_t *to_json(const spt_metric_record *record) {
   json_t *line = json_object();
   for (int i = 0; line && i < FIELDS; i++) {
     if (!is_present(record, fields[i].presence)) continue;
     const char *at = (const char *)record + fields[i].offset;
-    const double number = get_number(record, &fields[i]);
     json_t *value = fields[i].kind == COUNT ? json_integer(*(const int64_t *)(const void *)at)
-                    : isfinite(number)      ? json_real(number)
-                                            : json_null();
+                                            : number_to_json(get_number(record, &fields[i]));
     if (json_object_set_new(line, fields[i].key, value) != 0) { // takes the value, NULL included
       json_decref(line);
       return NULL;
     }
   }
-  if (line && record->matrix_count > 0 &&
-      json_object_set_new(line, "spectral", spt_metric_matrices_to_json(record)) != 0) {
+  if (line && (!put_norms(line, record) ||
+               (record->matrix_count > 0 && json_object_set_new(line, "spectral", spt_metric_matrices_to_json(record)) != 0))) {
     json_decref(line);
     return NULL;
   }
@@ -109,7 +140,24 @@ static bool from_json(const json_t *line, spt_metric_record *record) {
       *(double *)(void *)at = json_is_null(value) ? NAN : json_number_value(value);
   }
   record->validated = json_object_get(line, "validation_loss") != NULL;
+  get_norms(line, record);
   return true;
+}
+
+bool spt_metrics_parse_line(const char *line, size_t length, spt_metric_record *record_p) {
+  json_t *object = json_loadb(line, length, JSON_REJECT_DUPLICATES, NULL);
+  const bool fine = object && from_json(object, record_p);
+  json_decref(object);
+  return fine;
+}
+
+/* With the matrices, where the record is of a step up to last_step: 1, 0: no record, −1: out of memory. */
+static int parse_line(const char *line, size_t length, int64_t last_step, spt_metric_record *record_p) {
+  json_t *object = json_loadb(line, length, JSON_REJECT_DUPLICATES, NULL);
+  int parsed = object && from_json(object, record_p);
+  if (parsed && record_p->step <= last_step && !spt_metric_matrices_from_json(json_object_get(object, "spectral"), record_p)) parsed = -1;
+  json_decref(object);
+  return parsed;
 }
 
 static spt_status push(spt_metric_record **records_p, int64_t *count_p, int64_t *capacity_p,
@@ -138,13 +186,13 @@ static spt_status parse(const char *path, int64_t last_step, spt_metric_record *
     if (*count_p > 0 && (*records_p)[*count_p - 1].step >= last_step) break; // what follows is cut off, damaged or not
     const char *end = memchr(text + at, '\n', size - at);
     const size_t length = end ? (size_t)(end - (text + at)) : size - at;
-    json_t *line = end ? json_loadb(text + at, length, JSON_REJECT_DUPLICATES, NULL) : NULL;
     spt_metric_record record;
-    const bool fine = line && from_json(line, &record);
-    if (fine && record.step <= last_step && !spt_metric_matrices_from_json(json_object_get(line, "spectral"), &record))
+    const int parsed = end ? parse_line(text + at, length, last_step, &record) : 0;
+    const bool fine = parsed > 0;
+    if (parsed < 0) {
       status = SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for the telemetry of step %lld", path, (long long)record.step);
-    json_decref(line);
-    if (status != SPT_OK) break;
+      break;
+    }
     if (!fine) {
       if (end && at + length + 1 < size)
         status = SPT_FAIL(SPT_ERR_DATA, "%s:%d: not a metric record (one JSON object with a step); remove that line",
@@ -247,10 +295,20 @@ void spt_metrics_close(spt_metrics **metrics_p) {
   *metrics_p = NULL;
 }
 
-static spt_status write_line(spt_metrics *metrics, const spt_metric_record *record) {
+const spt_metric_record *spt_metrics_records(const spt_metrics *metrics, int64_t *count_p) {
+  *count_p = metrics->count;
+  return metrics->records;
+}
+
+char *spt_metrics_line(const spt_metric_record *record) {
   json_t *object = to_json(record);
   char *line = object ? json_dumps(object, JSON_COMPACT | JSON_PRESERVE_ORDER) : NULL;
   json_decref(object);
+  return line;
+}
+
+static spt_status write_line(spt_metrics *metrics, const spt_metric_record *record) {
+  char *line = spt_metrics_line(record);
   if (!line) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for a line", metrics->jsonl);
   const size_t length = strlen(line);
   line[length] = '\n'; // in place of the NUL: one write, so that a reader sees whole lines
@@ -309,18 +367,42 @@ static spt_status sync_lines(spt_metrics *metrics) {
 
 /* ---- metrics.h5 ---- */
 
-/* One 1-D array of doubles: the field over all records that have what is asked for. */
-static bool put_series(hid_t group, const spt_metrics *metrics, const field *field, const char *name,
-                       field_presence presence, double *values) {
-  hsize_t count = 0;
-  for (int64_t i = 0; i < metrics->count; i++)
-    if (is_present(&metrics->records[i], presence)) values[count++] = get_number(&metrics->records[i], field);
+/* One 1-D array of doubles. */
+static bool put_values(hid_t group, const char *name, hsize_t count, const double *values) {
   const hid_t space = H5Screate_simple(1, &count, NULL);
   const hid_t set =
       space < 0 ? -1 : H5Dcreate2(group, name, H5T_IEEE_F64LE, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
   bool fine = set >= 0 && (count == 0 || H5Dwrite(set, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, values) >= 0);
   if (set >= 0) fine = H5Dclose(set) >= 0 && fine;
   if (space >= 0) H5Sclose(space);
+  return fine;
+}
+
+/* One 1-D array of doubles: the field over all records that have what is asked for. */
+static bool put_series(hid_t group, const spt_metrics *metrics, const field *field, const char *name,
+                       field_presence presence, double *values) {
+  hsize_t count = 0;
+  for (int64_t i = 0; i < metrics->count; i++)
+    if (is_present(&metrics->records[i], presence)) values[count++] = get_number(&metrics->records[i], field);
+  return put_values(group, name, count, values);
+}
+
+/* /grad_norms/<group>: over all records, NaN where a record has it not. */
+static bool put_norm_series(hid_t file, const spt_metrics *metrics, double *values) {
+  uint32_t present = 0;
+  for (int64_t i = 0; i < metrics->count; i++) present |= metrics->records[i].gradient_groups;
+  if (present == 0) return true;
+  const hid_t group = H5Gcreate2(file, "/grad_norms", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+  bool fine = group >= 0;
+  for (int g = 0; fine && g < SPT_GRADIENT_GROUPS; g++) {
+    if (!(present >> g & 1)) continue;
+    for (int64_t i = 0; i < metrics->count; i++) {
+      const spt_metric_record *record = &metrics->records[i];
+      values[i] = has_norm(record, g) ? record->grad_norms[g] : (double)NAN;
+    }
+    fine = put_values(group, spt_gradient_group_name(g), (hsize_t)metrics->count, values);
+  }
+  if (group >= 0) fine = H5Gclose(group) >= 0 && fine;
   return fine;
 }
 
@@ -343,7 +425,7 @@ static bool put_all(hid_t file, const spt_metrics *metrics, double *values) {
   for (int i = 0; fine && i < FIELDS; i++)
     if (fields[i].presence == ALWAYS) fine = put_series(file, metrics, &fields[i], fields[i].key, ALWAYS, values);
   for (int64_t i = 0; i < metrics->count; i++) measured |= metrics->records[i].matrix_count > 0;
-  fine = fine && put_group(file, metrics, "/validation", VALIDATED, values);
+  fine = fine && put_group(file, metrics, "/validation", VALIDATED, values) && put_norm_series(file, metrics, values);
   return fine && (!measured || put_group(file, metrics, "/spectral", MEASURED, values));
 }
 

@@ -143,6 +143,18 @@ unset SIMGPU_NCCL_FAIL_AT
 grep -q '^spectron-dist: rank [01] .*NCCL' log || { cat log; fail "no word of NCCL"; }
 expect 4 'diverged' gpu 2 --backend cuda --set run.output=diverged --set optimizer.method=sgd --set optimizer.lr=1000 --set optimizer.adamw.lr=1000 \
     --set optimizer.grad_clip=0 --set schedule.warmup=0 --set schedule.steps=20 job.toml
+note "a skipped step leaves a post-mortem; a replay computes the same bits and names the matrix that went wrong"
+on_gpu 2 wrong --set schedule.kind=constant
+on_gpu 2 again --set schedule.kind=constant --replay 8 --resume=wrong/checkpoints/step-00000005.h5
+losses wrong | sed -n 6,8p >a.loss
+losses again | cmp a.loss - >&2 || fail "a replay has other losses"
+grep -q '^replay: every value of every op is finite' log || { cat log; fail "the replay says nothing"; }
+rm -f wrong/checkpoints/best.h5
+"$build/tests/poison_checkpoint" wrong/$last /model/model.layers.1.mlp.up_proj.B 3 3.4e38 || fail "poisoning"
+expect 4 'diverged' gpu 2 --backend cuda --set schedule.kind=constant --set schedule.steps=12 --set run.output=wrong --resume job.toml
+grep -q '"reason":"skipped","step":11,' wrong/post-mortem/step-00000011.json || fail "no post-mortem"
+on_gpu 2 once-more --set schedule.kind=constant --set schedule.steps=12 --replay 11 --resume=wrong/post-mortem/step-00000010.h5
+grep -q '^replay: the first to go wrong: model.layers.1.mlp.up_proj, forward' log || { cat log; fail "the matrix is not named"; }
 note "a rank's broken data ends all, a step late"
 mkdir -p bad && cp data/* bad/
 size=$(stat -c %s bad/train-*.h5 | head -1)
