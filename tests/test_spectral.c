@@ -135,6 +135,38 @@ static void shapes(void **state) {
     for (int64_t n = 1; n <= 3; n++) check_product(GAUSSIAN, m, n, 1, &steps);
 }
 
+/* The start vector is a singular vector, but for a millionth of the leading one: the second value is met first, with hardly a residual. */
+static void unlucky_start(void **state) {
+  (void)state;
+  enum { N = 60 };
+  static const double values[] = {1, 0.9, 0.5, 0.4, 0.3};
+  double *p = random_orthonormal(N, 5), *q = random_orthonormal(N, 5), *workspace = memory(spt_spectral_workspace(N, N, 5), sizeof *workspace);
+  double along = 0, length = 0, start[N];
+  for (int64_t i = 0; i < N; i++) {
+    float value;
+    spt_random_normal(0, 7, i, 1, 1.0, &value); // as stream 7 begins
+    start[i] = value;
+    along += start[i] * q[i * 5];
+    length += start[i] * start[i];
+  }
+  for (int64_t i = 0; i < N; i++) { // q_0 all but across the start, q_1 along it
+    q[i * 5] -= (1 - 1e-6) * along / length * start[i];
+    q[i * 5 + 1] = start[i] / sqrt(length);
+    for (int64_t j = 2; j < 5; j++) q[i * 5 + j] = 0;
+  }
+  for (int64_t i = 0; i < N; i++)
+    for (int64_t j = 0; j < 5; j++) p[i * 5 + j] *= values[j];
+  const spt_operator c = {.m = N, .n = N, .k = 5, .p = p, .ldp = 5, .q = q, .ldq = 5};
+  double *formed = memory(N * N, sizeof *formed);
+  add_product(N, N, 5, p, q, formed);
+  const double exact = exact_norm(N, N, formed), found = spt_operator_norm(&c, 7, workspace).value;
+  if (!(found >= exact * (1 - 1e-3))) fail_msg("%.9g instead of %.9g", found, exact);
+  free(p);
+  free(q);
+  free(formed);
+  free(workspace);
+}
+
 static void nothing_and_no_numbers(void **state) {
   (void)state;
   enum { M = 5, N = 7, K = 2 };
@@ -300,7 +332,7 @@ static void what_must_hold(void **state) {
 
 int main(void) {
   seed = unit_test_seed("test_spectral");
-  const struct CMUnitTest tests[] = {cmocka_unit_test(hard_spectra), cmocka_unit_test(shapes), cmocka_unit_test(nothing_and_no_numbers),
+  const struct CMUnitTest tests[] = {cmocka_unit_test(hard_spectra), cmocka_unit_test(shapes), cmocka_unit_test(unlucky_start), cmocka_unit_test(nothing_and_no_numbers),
                                      cmocka_unit_test(steps_of_matrices), cmocka_unit_test(what_must_hold)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -85,7 +85,7 @@ void spt_config_defaults(spt_config *config) {
   config->dist.save_timeout_seconds = 3600;
   config->dist.validation_timeout_seconds = 600;
   config->metrics.every = 1;
-  config->metrics.spectral_every = 100;
+  config->metrics.spectral_every = 200;
   config->metrics.spike_z = 7;
 }
 

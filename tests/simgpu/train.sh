@@ -1,6 +1,6 @@
 #!/bin/sh
 # train.sh BUILD_DIR: the trainer with the CUDA backend and NCCL, on simulated GPUs, against the CPU backend: the same losses on 1, 2 and 4 ranks,
-# low-rank and dense, with and without recomputation, all-reduce and reduce-scatter; checkpoints go over from one to the other; no step waits for
+# low-rank and dense, with and without recomputation, all-reduce and reduce-scatter; checkpoints go over from one to the other; telemetry; no step waits for
 # the device; what goes wrong ends with one line and its exit code. SIMGPU_TRAIN_COUNTS=FILE keeps the counts of a step.
 . "$(dirname "$0")/../train/lib.sh"
 export ASAN_OPTIONS="${ASAN_OPTIONS:-detect_leaks=0}"
@@ -101,6 +101,23 @@ tail -n 5 cpu/metrics.jsonl >five && mkdir -p five-cpu && mv five five-cpu/metri
 same_losses five-cpu from-cpu 1e-5
 on_cpu from-gpu --resume=low-4/checkpoints/step-00000005.h5
 same_losses five-cpu from-gpu 1e-5
+
+note "telemetry on two simulated GPUs: against an SVD, and as on the CPU"
+for mode in "spectron" "adamw --set optimizer.lr=0.003"; do
+    method=${mode%% *}
+    shared="--set optimizer.weight_decay=0.0 --set checkpoint.every=1 --set metrics.spectral_every=5 --set optimizer.method=$mode"
+    # shellcheck disable=SC2086
+    on_cpu "cpu-telemetry-$method" $shared
+    # shellcheck disable=SC2086
+    on_gpu 2 "gpu-telemetry-$method" $shared
+    for step in 05 10; do
+        before=$(printf '%02d' $((${step#0} - 1)))
+        "$build/tests/check_spectral" svd "gpu-telemetry-$method/checkpoints/step-000000$before.h5" "gpu-telemetry-$method/checkpoints/step-000000$step.h5" \
+            "gpu-telemetry-$method/metrics.jsonl" "$method" >found 2>&1 || { cat found; fail "telemetry of $method, step $step"; }
+        note "$method, $(cat found)"
+    done
+    "$build/tests/check_spectral" same "cpu-telemetry-$method/metrics.jsonl" "gpu-telemetry-$method/metrics.jsonl" 1e-2 || fail "telemetry of $method on the CPU"
+done
 
 note "a step's counts, of rank 0 of 2, as the difference between 4 and 16 steps; how often the start waits is drawn, so that waits are rounded"
 for steps in 4 16; do

@@ -39,7 +39,7 @@ note "training is the same without, and every step"
 mpi 1 --set metrics.spectral_every=0 --set run.output=run-without job.toml >log 2>&1 || { cat log; fail without; }
 if grep -q spectral run-without/metrics.jsonl; then fail "telemetry although it is off"; fi
 "$compare" "$(file without 6)" "$(file spectron 6)" 0
-mpi 1 --set metrics.spectral_every=1 --set metrics.every=4 --set run.output=run-each job.toml >log 2>&1 || { cat log; fail each; }
+mpi 1 --set metrics.spectral_every=1 --set metrics.every=4 --set validation.every=0 --set run.output=run-each job.toml >log 2>&1 || { cat log; fail each; }
 "$compare" "$(file without 6)" "$(file each 6)" 0
 [ "$(grep -c '"spectral":' run-each/metrics.jsonl)" = 6 ] || fail "telemetry of a step has no record"
 mpi 3 --set metrics.spectral_every=0 --set run.output=run-adamw-without --set optimizer.method=adamw --set optimizer.lr=0.003 job.toml >log 2>&1 || { cat log; fail adamw; }
@@ -64,3 +64,10 @@ mpi 2 --profile --set run.output=run-profile job.toml >log 2>&1 || { cat log; fa
 grep -q '^  beside: telemetry  *[0-9]' log || { cat log; fail "the profile has no telemetry"; }
 "$spectron" report --no-picture run-profile | grep -q '^telemetry: 2 records; largest .* of model\.layers\.[01]\..* at step [36]; Eq. 10 holds in all$' ||
     { "$spectron" report --no-picture run-profile; fail "the report has no telemetry"; }
+
+note "a bound that breaks is told of loudly, counted, and ends nothing"
+sh "$mpi_run" 2 env LD_PRELOAD="$build/tests/libspt_fail_blas.so${LD_PRELOAD:+:$LD_PRELOAD}" "$trainer" --threads 1 --set model.seq_len=29 --set schedule.steps=3 \
+    --set run.output=run-broken job.toml >log 2>err.log || { cat log err.log; fail "a broken bound"; }
+[ "$(grep -c '^spectron-dist: WARNING: telemetry of step 3: model\.layers\.0\.self_attn\.q_proj breaks a bound .*Eq. 10' err.log)" = 1 ] || { cat err.log; fail "no warning"; }
+grep -q '"step":3,.*"spectral_violations":14,' run-broken/metrics.jsonl || fail "broken bounds are not counted"
+"$spectron" report --no-picture run-broken | grep -q '^telemetry: .* 14 matrices BREAK A BOUND' || fail "the report does not tell of broken bounds"
