@@ -3,7 +3,7 @@
 # What a file says was read off here; the paper's numbers that it must come to are checked by tests/train/paper_configs.sh.
 set -eu
 cd "$(dirname "$0")"
-rm -rf ./*.toml isoflop sweeps
+rm -f dense-?.toml table[123]-*.toml figure2-*.toml figure3-*.toml figure12-*.toml figure13-*.toml isoflop/*-*.toml sweeps/*.variants
 mkdir -p isoflop sweeps
 
 # job FILE WHAT: begins a job file; its tables follow on standard input. Paths are those of a file in `folder`, as many levels below the top.
@@ -33,11 +33,11 @@ model() {
     [ -z "${3:-}" ] || echo "rank_ratio = $3"
     echo
 }
-# method NAME LR: the learning rate is the sweep's where the paper does not print it: ours
+# method NAME LR [printed]: the paper prints the learning rates of Figure 12 only
 method() {
     echo '[optimizer]'
     echo "method = \"$1\""
-    echo "lr = $2"
+    [ "${3:-}" = printed ] && echo "lr = $2" || echo "lr = $2 # ours: the paper took the best of a sweep (sweeps/)"
     echo
 }
 guided() {
@@ -45,14 +45,15 @@ guided() {
     echo 'method = "self-guided"'
     echo
 }
+# steps N [ours]
 steps() {
     echo '[schedule]'
-    echo "steps = $1"
+    echo "steps = $1${2:+ # ours: not printed}"
 }
 # matched JOB: as many steps as spend its FLOPs, as the paper counts them
 matched() {
     echo '[schedule]'
-    echo "match_flops = \"$1.toml\""
+    echo "match_flops = \"$1.toml\"${2:+ # ours: the steps are not printed}"
 }
 # The update's norms and activations of every matrix (Figures 2 and 3)
 telemetry() {
@@ -88,18 +89,18 @@ done
 
 # ---- B.3: learning rates; B.4: factors in the feed-forward layers only. How many steps the paper trained is not printed: those of Table 1 ----
 for lr in 0.001 0.01; do
-    { model S; method adamw $lr; matched dense-s; } | job "figure12-s-adamw-lr-$lr" "Figure 12: naive AdamW, learning rate $lr"
-    { model S; method adamw $lr; guided; matched dense-s; } | job "figure12-s-self-guided-adamw-lr-$lr" "Figure 12: self-guided, AdamW, learning rate $lr"
-    { model S; method muon $lr; guided; matched dense-s; } | job "figure12-s-self-guided-muon-lr-$lr" "Figure 12: self-guided, Muon, learning rate $lr"
-    { model S; method spectron $lr; matched dense-s; } | job "figure12-s-spectron-lr-$lr" "Figure 12: Spectron, learning rate $lr"
+    { model S; method adamw $lr printed; matched dense-s ours; } | job "figure12-s-adamw-lr-$lr" "Figure 12: naive AdamW, learning rate $lr"
+    { model S; method adamw $lr printed; guided; matched dense-s ours; } | job "figure12-s-self-guided-adamw-lr-$lr" "Figure 12: self-guided, AdamW, learning rate $lr"
+    { model S; method muon $lr printed; guided; matched dense-s ours; } | job "figure12-s-self-guided-muon-lr-$lr" "Figure 12: self-guided, Muon, learning rate $lr"
+    { model S; method spectron $lr printed; matched dense-s ours; } | job "figure12-s-spectron-lr-$lr" "Figure 12: Spectron, learning rate $lr"
 done
-{ model S low-rank-ffn; method adamw 0.001; matched dense-s; } | job figure13-s-ffn-adamw "Figure 13: factors in the feed-forward layers only, naive AdamW"
-{ model S low-rank-ffn; method adamw 0.001; guided; matched dense-s; } |
+{ model S low-rank-ffn; method adamw 0.001; matched dense-s ours; } | job figure13-s-ffn-adamw "Figure 13: factors in the feed-forward layers only, naive AdamW"
+{ model S low-rank-ffn; method adamw 0.001; guided; matched dense-s ours; } |
     job figure13-s-ffn-self-guided "Figure 13: factors in the feed-forward layers only, self-guided, AdamW"
-{ model S low-rank-ffn; method spectron 0.01; matched dense-s; } | job figure13-s-ffn-spectron "Figure 13: factors in the feed-forward layers only, Spectron"
+{ model S low-rank-ffn; method spectron 0.01; matched dense-s ours; } | job figure13-s-ffn-spectron "Figure 13: factors in the feed-forward layers only, Spectron"
 
 # ---- Figures 2 and 3: look at model.layers.4.self_attn.o_proj in the records' `spectral`. Figure 2's steps are not printed: Figure 3's ----
-{ model S dense; method adamw 0.001; steps 8000; telemetry 20; } | job figure2-s-dense-adamw "Figure 2: layer 4 o_proj, dense AdamW"
+{ model S dense; method adamw 0.001; steps 8000 ours; telemetry 20; } | job figure2-s-dense-adamw "Figure 2: layer 4 o_proj, dense AdamW"
 { model S; method adamw 0.001; steps 8000; telemetry 20; } | job figure2-s-low-rank-adamw "Figures 2 and 3: layer 4 o_proj, low-rank AdamW"
 for name in muon spectron; do
     { model S; method $name 0.01; steps 8000; telemetry 20; } | job "figure3-s-$name" "Figure 3: layer 4 o_proj, $name"
@@ -114,7 +115,7 @@ for budget in 2.20e18 5.57e18 1.41e19 3.57e19; do
         ours=$whose
         awk -v t="$tokens" 'BEGIN { exit !(t > 9.05e10) }' && ours="$ours, outside the paper's range of tokens: ours"
         { model "$base"; method spectron 0.01; echo '[schedule]'; echo "tokens = $tokens"; } |
-            job "isoflop/$budget-$base" "Figure 9, IsoFLOP: $budget FLOPs$ours, low-rank $base ($count parameters)"
+            job "isoflop/$budget-$base" "Figures 9 and 14c, IsoFLOP: $budget FLOPs$ours, low-rank $base ($count parameters)"
     done <<END
 60M 47456768
 92M 67843200

@@ -12,7 +12,7 @@ for file in again/configs/paper/*.toml "$configs"/*.toml; do cmp "$configs/${fil
 dry() {
     file=$1
     shift
-    "$trainer" --dry-run --ranks 64 --threads 1 "$@" "$file" >log 2>&1 || { cat log; fail "$file"; }
+    "$trainer" --dry-run --ranks 64 --threads 1 "$@" "$file" >log 2>&1 || { cat log >&2; fail "$file"; }
     awk '/^parameters / { n = $2 } /^FLOPs of the run/ { match($0, /\([0-9]+ steps/); s = substr($0, RSTART + 1, RLENGTH - 7); c = $NF; sub(/\)/, "", c) }
          END { print n, s, c }' log
 }
@@ -55,7 +55,7 @@ grep -L 'outside the paper' "$configs"/isoflop/*.toml | while read -r file; do a
 for file in "$configs"/sweeps/*.variants; do
     [ "$(wc -l <"$file")" = 27 ] && [ "$(sed 's/ .*//' "$file" | sort -u | wc -l)" = 27 ] && [ "$(cut -d' ' -f2- "$file" | sort -u | wc -l)" = 27 ] || fail "$file: not 27 runs of their own"
     name=$(basename "$file" .variants)
-    for line in "$(head -n 1 "$file")" "$(tail -n 1 "$file")"; do
+    for line in "$(sed -n 1p "$file")" "$(sed -n 14p "$file")" "$(sed -n 27p "$file")"; do
         sets=
         for setting in $line; do sets="$sets --set $setting"; done
         # shellcheck disable=SC2086
