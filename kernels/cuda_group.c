@@ -33,7 +33,7 @@ size_t spt_cuda_group_packed_bytes(spt_backend *backend, const spt_group_desc *d
   return (size_t)(b_offset(desc) + desc->in_dim * spt_group_rank(desc)) * spt_dtype_size(backend->act);
 }
 
-spt_status spt_cuda_group_pack(spt_backend *backend, const spt_group_desc *desc, const spt_group_tensors *masters, void *weights) {
+spt_status spt_cuda_group_pack(spt_backend *backend, const spt_group_desc *desc, const spt_group_sources *masters, void *weights) {
   spt_cuda *cuda;
   SPT_TRY(spt_cuda_begin(backend, &cuda));
   spt_cuda_pieces pieces = {0};
@@ -46,8 +46,8 @@ spt_status spt_cuda_group_pack(spt_backend *backend, const spt_group_desc *desc,
       pieces.piece[pieces.count++] = (spt_cuda_piece){masters->b[j], spt_cuda_at(weights, b_offset(desc) + column, backend->act), desc->in_dim,
                                                       desc->factor_rank[j], rank};
   }
-  SPT_CUDA(spt_cuda_pack(&pieces, backend->act, cuda->stream));
-  return spt_cuda_end(cuda, spt_cost_group_pack(desc, backend->act));
+  SPT_CUDA(spt_cuda_pack(&pieces, masters->dtype, backend->act, cuda->stream));
+  return spt_cuda_end(cuda, spt_cost_group_pack(desc, masters->dtype, backend->act));
 }
 
 /* ---- one call ---- */

@@ -222,7 +222,7 @@ static spt_status validate(trainer *t, bool *validated_p, bool *best_p) {
 static void record(trainer *t, const trainer_step *step, bool validated) {
   const double rate = (double)trainer_tokens_per_step(&t->config) / step->seconds;
   spt_comm_counter traffic[SPT_COLLECTIVE_KINDS];
-  job_count_traffic(&t->config, t->plan, traffic);
+  job_count_traffic(&t->config, t->params, t->plan, t->backend, traffic);
   static const spt_collective kinds[] = {[SPT_REDUCTION_ALL_REDUCE] = SPT_COLLECTIVE_ALL_REDUCE,
                                          [SPT_REDUCTION_REDUCE_SCATTER] = SPT_COLLECTIVE_REDUCE_SCATTER,
                                          [SPT_REDUCTION_TREE] = SPT_COLLECTIVE_EXCHANGE};

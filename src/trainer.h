@@ -101,8 +101,11 @@ typedef struct trainer {
   spt_params *params;
   spt_shard_plan *plan;
   spt_flops flops;
-  spt_slab parameter_slab, gradient_slab;
+  spt_slab parameter_slab, gradient_slab, copy_slab;
   float *parameters, *gradients;
+  const spt_layout *masters; /* of `parameters`: the plan's, or that of the shards */
+  spt_master_shards *shards; /* NULL: every rank holds all masters */
+  spt_gathered_copies copies; /* with shards */
   spt_control *control; /* backend memory: a step's statistics and decision */
   trainer_step unsettled; /* issued, and not yet known to the host: on devices one step at most, number 0: none */
   double settled_at;

@@ -23,11 +23,13 @@ spt_status trainer_parameters_finite(trainer *t, bool *finite_p) {
  * zero. */
 enum { GAP = 16 };
 
-static spt_status check_gaps(const trainer *t, const float *slab, const char *kind) {
+/* A slab in the plan's layout, of elements of this many bytes. */
+static spt_status check_gaps(const trainer *t, const void *slab, size_t element, const char *kind) {
   for (int i = 0; i < t->params->tensor_count; i++) {
-    float gap[GAP];
-    SPT_TRY(t->backend->ops->download(t->backend, gap, slab + t->plan->layout.offset[i] + t->params->tensors[i].count, sizeof gap));
-    for (int j = 0; j < GAP; j++)
+    unsigned char gap[GAP * sizeof(float)];
+    const size_t at = (size_t)(t->plan->layout.offset[i] + t->params->tensors[i].count) * element;
+    SPT_TRY(t->backend->ops->download(t->backend, gap, (const unsigned char *)slab + at, GAP * element));
+    for (size_t j = 0; j < GAP * element; j++)
       if (gap[j] != 0)
         return SPT_FAIL(SPT_ERR_RESOURCE, "%s slab: the gap after %s was overwritten", kind,
                         t->params->tensors[i].name);
@@ -35,11 +37,18 @@ static spt_status check_gaps(const trainer *t, const float *slab, const char *ki
   return SPT_OK;
 }
 
+/* The masters' gaps: where they are sharded, the copies' gaps are rounded from the owners', at every gather. */
+static spt_status check_parameter_gaps(const trainer *t) {
+  if (t->shards) return check_gaps(t, t->copies.values, spt_dtype_size(SPT_BF16), "bf16 parameters");
+  return check_gaps(t, t->parameters, sizeof *t->parameters, "parameters");
+}
+
 spt_status trainer_check_red_zones(const trainer *t) {
-  SPT_TRY(check_gaps(t, t->parameters, "parameters"));
-  SPT_TRY(check_gaps(t, t->gradients, "gradients"));
+  SPT_TRY(check_parameter_gaps(t));
+  SPT_TRY(check_gaps(t, t->gradients, sizeof *t->gradients, "gradients"));
   SPT_TRY(spt_slab_check(&t->parameter_slab));
   SPT_TRY(spt_slab_check(&t->gradient_slab));
+  SPT_TRY(spt_slab_check(&t->copy_slab));
   SPT_TRY(spt_optimizer_check(t->optimizer));
   return spt_model_check(t->model);
 }

@@ -51,16 +51,35 @@ static spt_status open_data(trainer *t) {
   return SPT_OK;
 }
 
+/* Where masters are their owners' alone: the copies of all. */
+static spt_status open_copies(trainer *t) {
+  spt_slab_init(&t->copy_slab, "bf16 parameters");
+  if (!t->shards) return SPT_OK;
+  const size_t values = spt_slab_reserve(&t->copy_slab, (size_t)t->plan->layout.elements * spt_dtype_size(SPT_BF16));
+  const size_t gains = spt_slab_reserve(&t->copy_slab, (size_t)t->shards->gain_elements * sizeof(float));
+  SPT_TRY(spt_slab_allocate(&t->copy_slab, t->backend));
+  t->copies = (spt_gathered_copies){.backend = t->backend,
+                                    .shards = t->shards,
+                                    .values = spt_slab_at(&t->copy_slab, values),
+                                    .gains = spt_slab_at(&t->copy_slab, gains)};
+  return SPT_OK;
+}
+
 static spt_status open_slabs(trainer *t) {
   spt_slab_init(&t->parameter_slab, "parameters");
   spt_slab_init(&t->gradient_slab, "gradients");
-  const size_t bytes = (size_t)t->plan->layout.elements * sizeof(float);
-  const size_t at = spt_slab_reserve(&t->parameter_slab, bytes);
-  spt_slab_reserve(&t->gradient_slab, bytes);
+  t->masters = &t->plan->layout;
+  if (job_shards_masters(t->backend, t->comm->size)) {
+    SPT_TRY(spt_master_shards_open(t->plan, t->params, t->comm->rank, &t->shards));
+    t->masters = &t->shards->masters;
+  }
+  const size_t parameters = spt_slab_reserve(&t->parameter_slab, (size_t)t->masters->elements * sizeof(float));
+  const size_t gradients = spt_slab_reserve(&t->gradient_slab, (size_t)t->plan->layout.elements * sizeof(float));
   SPT_TRY(spt_slab_allocate(&t->parameter_slab, t->backend));
   SPT_TRY(spt_slab_allocate(&t->gradient_slab, t->backend));
-  t->parameters = spt_slab_at(&t->parameter_slab, at);
-  t->gradients = spt_slab_at(&t->gradient_slab, at);
+  SPT_TRY(open_copies(t));
+  t->parameters = spt_slab_at(&t->parameter_slab, parameters);
+  t->gradients = spt_slab_at(&t->gradient_slab, gradients);
   void *control = NULL;
   SPT_TRY(t->backend->ops->alloc(t->backend, sizeof *t->control, &control));
   t->control = control;
@@ -118,6 +137,11 @@ static spt_status open_compute(trainer *t) {
   SPT_TRY(spt_optimizer_open(t->backend, &config->optimizer, t->params, &t->plan->layout,
                              &t->plan->shares[t->comm->rank], t->parameters, t->gradients, config->run.seed,
                              &t->optimizer));
+  spt_optimizer_place_masters(t->optimizer, t->masters);
+  if (t->shards)
+    spt_model_read_copies(t->model, &(spt_model_copies){.values = t->copies.values,
+                                                        .gains = t->copies.gains,
+                                                        .gain_offset = t->shards->gain_offset});
   const size_t window = (size_t)(config->batch.micro * (config->model.seq_len + 1));
   t->validation_tokens = malloc(3 * window * sizeof *t->validation_tokens); // windows, ids, targets
   if (!t->validation_tokens) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for a validation micro-batch");
@@ -169,8 +193,10 @@ static spt_status open_data_parallel(trainer *t) {
   if (t->tree)
     return spt_data_parallel_open_tree(comm, t->plan, trainer_tree_reduction(t), overlap, t->parameters,
                                        t->gradients, &t->data_parallel);
-  return spt_data_parallel_open(comm, t->plan, t->config.dist.reduction, overlap, t->parameters, t->gradients,
-                                &t->data_parallel);
+  SPT_TRY(spt_data_parallel_open(comm, t->plan, t->config.dist.reduction, overlap, t->parameters, t->gradients,
+                                 &t->data_parallel));
+  if (t->shards) spt_data_parallel_gather_copies(t->data_parallel, &t->copies);
+  return SPT_OK;
 }
 
 /* Whether the run saves before its end: every so often, or a new best validation. */
@@ -211,6 +237,7 @@ void trainer_close(trainer *t) {
   trainer_tree_close(t);
   spt_optimizer_close(&t->optimizer);
   spt_model_close(&t->model);
+  spt_slab_fini(&t->copy_slab);
   spt_slab_fini(&t->gradient_slab);
   spt_slab_fini(&t->parameter_slab);
   free(t->validation_tokens);
@@ -218,6 +245,7 @@ void trainer_close(trainer *t) {
   free(t->items);
   spt_token_stream_close(&t->validation);
   spt_token_stream_close(&t->train);
+  spt_master_shards_close(&t->shards);
   spt_shard_plan_close(&t->plan);
   spt_params_close(&t->params);
   if (t->control) t->backend->ops->free(t->backend, t->control, sizeof *t->control);

@@ -100,9 +100,11 @@ static void issue_ops(ops_fixture *f, unsigned char *memory) {
   float *table = PIECE(0), *dtable = PIECE(0), *u = PIECE(0), *sigma = PIECE(0), *momentum = PIECE(0), *direction = PIECE(0);
   const int32_t *ids = PIECE(0);
   spt_control *control = PIECE(0);
-  OPS_OK(ops->group_pack(f->backend, &desc, &masters, weights));
-  OPS_OK(ops->head_pack(f->backend, VOCAB, HIDDEN, table, head));
-  OPS_OK(ops->embedding_forward(f->backend, TOKENS, HIDDEN, ids, table, x));
+  const spt_group_sources sources = {.dtype = f->act, .a = {masters.a[0], masters.a[1]}, .b = {masters.b[0], masters.b[1]}};
+  OPS_OK(ops->round_bf16(f->backend, VOCAB * HIDDEN, dtable, momentum));
+  OPS_OK(ops->group_pack(f->backend, &desc, &sources, weights));
+  OPS_OK(ops->head_pack(f->backend, VOCAB, HIDDEN, table, f->act, head));
+  OPS_OK(ops->embedding_forward(f->backend, TOKENS, HIDDEN, ids, table, f->act, x));
   const spt_group_forward_args forward = {&desc, TOKENS, TOKENS, weights, gain, x, NULL, rstd, t, y, workspace};
   OPS_OK(ops->group_forward(f->backend, &forward));
   const spt_head_loss_args loss = {.tokens = TOKENS, .hidden = HIDDEN, .vocab = VOCAB, .norm_eps = 1e-5, .x = x, .gain = gain, .weights = head,

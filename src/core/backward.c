@@ -48,7 +48,7 @@ static spt_status layer_backward(spt_model *model, int64_t layer, int64_t sequen
                          (group_gradients){.dy = dx, .dx = gate_up}));
   SPT_TRY(progress(hooks));
   SPT_TRY(group_backward(
-      model, layer, GROUP_GATE_UP, tokens, model_parameter(model, tensors.ffn_norm), model_at(model, kept->x_middle),
+      model, layer, GROUP_GATE_UP, tokens, model_gain(model, tensors.ffn_norm), model_at(model, kept->x_middle),
       model_at(model, kept->rstd_ffn),
       (group_gradients){.dy = gate_up, .dx_residual = dx, .dgain = model_gradient(model, tensors.ffn_norm)}));
   SPT_TRY(progress(hooks));
@@ -69,7 +69,7 @@ static spt_status layer_backward(spt_model *model, int64_t layer, int64_t sequen
   SPT_TRY(model->backend->ops->attention_backward(model->backend, &attention));
   SPT_TRY(progress(hooks));
   return group_backward(
-      model, layer, GROUP_QKV, tokens, model_parameter(model, tensors.attention_norm), model_at(model, model->x[layer]),
+      model, layer, GROUP_QKV, tokens, model_gain(model, tensors.attention_norm), model_at(model, model->x[layer]),
       model_at(model, kept->rstd_attention),
       (group_gradients){.dy = dqkv, .dx_residual = dx, .dgain = model_gradient(model, tensors.attention_norm)});
 }
