@@ -289,7 +289,18 @@ static void cuda_close(spt_backend **backend_p) {
   *backend_p = NULL;
 }
 
+#ifdef SPT_SIMGPU
+void simgpu_guard(void *memory, size_t bytes, bool gap); // tests/simgpu/memory.cpp
+static void cuda_guard(spt_backend *backend, void *memory, size_t bytes, bool gap) {
+  (void)backend;
+  simgpu_guard(memory, bytes, gap);
+}
+#endif
+
 static const spt_ops cuda_ops = {.name = "cuda",
+#ifdef SPT_SIMGPU
+                                 .guard = cuda_guard,
+#endif
                                  .close = cuda_close,
                                  .alloc = cuda_alloc,
                                  .free = cuda_free,

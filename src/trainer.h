@@ -225,6 +225,8 @@ spt_status trainer_settle(trainer *t, trainer_step *step);
 /* trainer_check.c */
 /* The masters this rank owns are finite. Collective: all ranks get the same answer. */
 spt_status trainer_parameters_finite(trainer *t, bool *finite_p);
+/* In red-zone builds, of backends that guard them (backend.h): whatever touches a gap between tensors from now on faults. Local. */
+spt_status trainer_guard_gaps(trainer *t);
 /* In red-zone builds: nothing was written between tensors. Local. */
 spt_status trainer_check_red_zones(const trainer *t);
 

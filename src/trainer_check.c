@@ -23,8 +23,33 @@ spt_status trainer_parameters_finite(trainer *t, bool *finite_p) {
  * zero. */
 enum { GAP = 16 };
 
+#ifdef SPT_RED_ZONES
+/* The gap after each tensor that ends in a slab of `layout`; of the shards' masters, after those that end in a run of this rank. */
+static void guard_gaps(const trainer *t, const spt_layout *layout, void *slab, size_t element) {
+  for (int i = 0; i < t->params->tensor_count; i++) {
+    const int64_t count = t->params->tensors[i].count, end = layout->offset[i] + count, plan_end = t->plan->layout.offset[i] + count;
+    bool here = layout == &t->plan->layout;
+    for (int b = 0; !here && b < t->plan->bucket_count; b++) {
+      const int64_t *cuts = t->plan->buckets[b].cuts + t->comm->rank;
+      here = cuts[0] <= plan_end && plan_end + GAP <= cuts[1];
+    }
+    if (here) t->backend->ops->guard(t->backend, (unsigned char *)slab + (size_t)end * element, GAP * element, true);
+  }
+}
+
+spt_status trainer_guard_gaps(trainer *t) {
+  if (!t->backend->ops->guard) return SPT_OK;
+  SPT_TRY(t->backend->ops->synchronize(t->backend));
+  guard_gaps(t, &t->plan->layout, t->gradients, sizeof *t->gradients);
+  guard_gaps(t, t->masters, t->parameters, sizeof *t->parameters);
+  if (t->shards) guard_gaps(t, &t->plan->layout, t->copies.values, spt_dtype_size(SPT_BF16));
+  return SPT_OK;
+}
+#endif
+
 /* A slab in the plan's layout, of elements of this many bytes. */
 static spt_status check_gaps(const trainer *t, const void *slab, size_t element, const char *kind) {
+  if (t->backend->ops->guard) return SPT_OK; // whoever touches one faults at once
   for (int i = 0; i < t->params->tensor_count; i++) {
     unsigned char gap[GAP * sizeof(float)];
     const size_t at = (size_t)(t->plan->layout.offset[i] + t->params->tensors[i].count) * element;

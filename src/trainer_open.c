@@ -147,6 +147,7 @@ static spt_status open_compute(trainer *t) {
   if (!t->validation_tokens) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for a validation micro-batch");
   SPT_TRY(trainer_list_items(t));
 #ifdef SPT_RED_ZONES
+  SPT_TRY(trainer_guard_gaps(t));
   if (getenv("SPT_TEST_ADDRESSES")) trainer_print_addresses(t);
 #endif
   return trainer_audit_open(t);

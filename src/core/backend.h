@@ -225,6 +225,9 @@ typedef struct spt_ops {
   spt_status (*upload)(spt_backend *backend, void *device, const void *host, size_t bytes);
   spt_status (*download)(spt_backend *backend, void *host, const void *device, size_t bytes); /* waits for issued work */
   spt_status (*zero)(spt_backend *backend, void *pointer, size_t bytes);
+  /* Red zones, in builds that have them: from now on an op that touches these bytes faults at once. A `gap` lies in a slab that zero and the communicator
+   * pass over as a whole, which they still may. Nothing that has been issued may be under way. NULL where memory is not watched. */
+  void (*guard)(spt_backend *backend, void *memory, size_t bytes, bool gap);
   /* out = a + b, or a copy of a where b is NULL; out may be a or b */
   spt_status (*add)(spt_backend *backend, int64_t count, const float *a, const float *b, float *out);
   spt_status (*synchronize)(spt_backend *backend);

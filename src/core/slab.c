@@ -41,6 +41,11 @@ size_t spt_slab_reserve(spt_slab *slab, size_t bytes) {
   return offset;
 }
 
+/* Whoever touches a zone faults there and then. */
+static bool is_guarded(const spt_slab *slab) {
+  return slab->backend && slab->backend->ops->guard;
+}
+
 spt_status spt_slab_allocate(spt_slab *slab, spt_backend *backend) {
   if (slab->bytes == 0) return SPT_OK;
   void *base = NULL;
@@ -64,6 +69,9 @@ spt_status spt_slab_allocate(spt_slab *slab, spt_backend *backend) {
     else
       memcpy(slab->base + slab->zones[i], zone, sizeof zone);
   }
+  if (!is_guarded(slab) || slab->zone_count == 0) return SPT_OK;
+  SPT_TRY(backend->ops->synchronize(backend));
+  for (size_t i = 0; i < slab->zone_count; i++) backend->ops->guard(backend, slab->base + slab->zones[i], sizeof zone, false);
   return SPT_OK;
 }
 
@@ -74,7 +82,7 @@ void *spt_slab_at(const spt_slab *slab, size_t offset) {
 spt_status spt_slab_check(const spt_slab *slab) {
   unsigned char zone[64], found[64];
   memset(zone, zone_byte, sizeof zone);
-  for (size_t i = 0; slab->base && i < slab->zone_count; i++) {
+  for (size_t i = 0; slab->base && !is_guarded(slab) && i < slab->zone_count; i++) {
     const unsigned char *at = slab->base + slab->zones[i];
     if (slab->backend && !slab->backend->host_memory) {
       SPT_TRY(slab->backend->ops->download(slab->backend, found, at, sizeof found));

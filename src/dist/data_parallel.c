@@ -157,13 +157,15 @@ static spt_status gather_gains(spt_data_parallel *dp, spt_request **request_p) {
 /* Every bucket's own run is rounded into its place among the copies, and goes from there to the others. */
 static spt_status gather_copies(spt_data_parallel *dp) {
   spt_backend *backend = dp->copies.backend;
-  const int rank = dp->comm->rank, count = dp->plan->bucket_count;
+  const spt_master_shards *shards = dp->copies.shards;
+  const int count = dp->plan->bucket_count;
   uint16_t *values = dp->copies.values;
   for (int i = 0; i < count; i++) {
     const spt_bucket *bucket = &dp->plan->buckets[i];
-    const int64_t own = bucket->cuts[rank + 1] - bucket->cuts[rank];
-    if (own > 0)
-      SPT_TRY(backend->ops->round_bf16(backend, own, dp->parameters + dp->copies.shards->runs[i], values + bucket->cuts[rank]));
+    for (int j = shards->first_piece[i]; j < shards->first_piece[i + 1]; j++) {
+      const spt_master_piece *piece = &shards->pieces[j];
+      SPT_TRY(backend->ops->round_bf16(backend, piece->count, dp->parameters + piece->from, values + piece->at));
+    }
     SPT_TRY(dp->comm->ops->all_gather_start(dp->comm, values + bucket->begin, sizeof *values, bucket->cuts, &dp->requests[i]));
   }
   SPT_TRY(gather_gains(dp, &dp->requests[count]));

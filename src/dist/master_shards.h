@@ -6,9 +6,15 @@
 
 #include "shard_plan.h"
 
+/* Elements of an own run without a red zone between them: in a build without zones the run. */
+typedef struct spt_master_piece {
+  int64_t at, from, count; /* in the plan's layout; in masters */
+} spt_master_piece;
+
 typedef struct spt_master_shards {
   spt_layout masters;   /* the rank's runs one after another; element i of an owned part of tensor t at offset[t] + i; of other tensors unspecified */
-  int64_t *runs;        /* [bucket_count] where the own run of a bucket begins in masters */
+  spt_master_piece *pieces;
+  int *first_piece;     /* [bucket_count + 1] of each bucket, ascending */
   int64_t *gain_offset; /* [tensor_count] a gain's first element among the gains; −1: no gain */
   int64_t gain_elements;
 } spt_master_shards;
