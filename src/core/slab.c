@@ -35,7 +35,7 @@ size_t spt_slab_reserve(spt_slab *slab, size_t bytes) {
       slab->zones = zones;
       slab->zone_capacity = capacity;
     }
-    slab->zones[slab->zone_count++] = slab->bytes;
+    slab->zones[slab->zone_count++] = offset + bytes; // where the piece ends, what alignment leaves behind it included
     slab->bytes += ZONE_BYTES;
   }
   return offset;
