@@ -24,16 +24,17 @@ spt_status trainer_parameters_finite(trainer *t, bool *finite_p) {
 enum { GAP = 16 };
 
 #ifdef SPT_RED_ZONES
-/* The gap after each tensor that ends in a slab of `layout`; of the shards' masters, after those that end in a run of this rank. */
+/* The gap between each tensor and the next in a slab of `layout`; of the shards' masters, those within a run of this rank. */
 static void guard_gaps(const trainer *t, const spt_layout *layout, void *slab, size_t element) {
   for (int i = 0; i < t->params->tensor_count; i++) {
     const int64_t count = t->params->tensors[i].count, end = layout->offset[i] + count, plan_end = t->plan->layout.offset[i] + count;
+    const int64_t next = (plan_end + GAP + GAP - 1) / GAP * GAP; // tensors begin at multiples of 16
     bool here = layout == &t->plan->layout;
     for (int b = 0; !here && b < t->plan->bucket_count; b++) {
       const int64_t *cuts = t->plan->buckets[b].cuts + t->comm->rank;
-      here = cuts[0] <= plan_end && plan_end + GAP <= cuts[1];
+      here = cuts[0] <= plan_end && next <= cuts[1];
     }
-    if (here) t->backend->ops->guard(t->backend, (unsigned char *)slab + (size_t)end * element, GAP * element, true);
+    if (here) t->backend->ops->guard(t->backend, (unsigned char *)slab + (size_t)end * element, (size_t)(next - plan_end) * element, true);
   }
 }
 

@@ -71,7 +71,8 @@ spt_status spt_slab_allocate(spt_slab *slab, spt_backend *backend) {
   }
   if (!is_guarded(slab) || slab->zone_count == 0) return SPT_OK;
   SPT_TRY(backend->ops->synchronize(backend));
-  for (size_t i = 0; i < slab->zone_count; i++) backend->ops->guard(backend, slab->base + slab->zones[i], sizeof zone, false);
+  for (size_t i = 0; i < slab->zone_count; i++) // up to the next piece
+    backend->ops->guard(backend, slab->base + slab->zones[i], align_up(slab->zones[i]) + ZONE_BYTES - slab->zones[i], false);
   return SPT_OK;
 }
 
