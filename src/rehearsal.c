@@ -10,8 +10,6 @@
 #include <sys/stat.h>
 #include <time.h>
 
-volatile sig_atomic_t rehearsal_interrupted;
-
 typedef struct records {
   spt_metric_record *all;
   int64_t count;
@@ -55,26 +53,17 @@ static spt_status read_records(const rehearsal *r, records *records_p) {
   return spt_metrics_read(path, &records_p->all, &records_p->count);
 }
 
-/* The last line of the log that the trainer wrote, without its end; "" if none. */
-static void last_words(const rehearsal *r, char words[512]) {
-  char path[SPT_PATH_MAX], line[1024];
+static void last_words(const rehearsal *r, char words[REHEARSAL_WORDS]) {
+  char path[SPT_PATH_MAX];
   run_path(r, "log", path);
-  words[0] = '\0';
-  FILE *file = fopen(path, "r");
-  while (file && fgets(line, sizeof line, file)) {
-    line[strcspn(line, "\n")] = '\0';
-    if (strncmp(line, "spectron-dist: ", 15) == 0) snprintf(words, 512, ": %s", line + 15);
-  }
-  if (file) fclose(file);
+  rehearsal_last_words(path, words);
 }
 
 /* The trainer's own code where it has one of the table. */
 static spt_status failed_with(const rehearsal *r, const char *what, int code) {
-  char words[512];
-  const spt_status status =
-      code == SPT_ERR_USAGE || code == SPT_ERR_DATA || code == SPT_ERR_DIVERGED ? (spt_status)code : SPT_ERR_RESOURCE;
+  char words[REHEARSAL_WORDS];
   last_words(r, words);
-  return SPT_FAIL(status, "the rehearsal failed: %s ended with exit code %d%s", what, code, words);
+  return SPT_FAIL(rehearsal_status_of(code), "the rehearsal failed: %s ended with exit code %d%s", what, code, words);
 }
 
 static spt_status look(const rehearsal *r, watch *w) {
@@ -93,7 +82,7 @@ static spt_status look(const rehearsal *r, watch *w) {
 static spt_status check_patience(const rehearsal *r, const watch *w) {
   if (rehearsal_interrupted) return SPT_FAIL(SPT_STOPPED, "interrupted");
   if (spt_tool_seconds() - w->moved_at < r->patience) return SPT_OK;
-  char words[512];
+  char words[REHEARSAL_WORDS];
   last_words(r, words);
   return SPT_FAIL(SPT_ERR_RESOURCE, "the rehearsal failed: %s made no step for %.0f s after step %lld%s", w->what,
                   r->patience, (long long)w->steps, words);
@@ -111,7 +100,7 @@ static spt_status wait_for_save(const rehearsal *r, watch *w) {
     if (w->saved == 0 && w->steps >= 10 * REHEARSAL_SAVE_EVERY) {
       if (overdue_at == 0) overdue_at = spt_tool_seconds();
       if (spt_tool_seconds() - overdue_at > r->patience) {
-        char words[512];
+        char words[REHEARSAL_WORDS];
         last_words(r, words);
         return SPT_FAIL(SPT_ERR_RESOURCE,
                         "the rehearsal failed: no checkpoint after %lld steps, one was due every %d%s",

@@ -1,6 +1,6 @@
 /* A rehearsal: a job shrunk in width is started on as many ranks as the real one, saves, is killed, and resumes.
- * rehearsal_shrink.c makes the small job, rehearsal_processes.c starts and ends processes, rehearsal.c is the rehearsal
- * itself; tool_rehearse.c is its command line. Local: the ranks are processes below this one. */
+ * rehearsal_shrink.c makes the small job, rehearsal_processes.c starts and ends processes (also a replay's), rehearsal.c is the
+ * rehearsal itself; tool_rehearse.c is its command line. Local: the ranks are processes below this one. */
 #ifndef SPT_REHEARSAL_H
 #define SPT_REHEARSAL_H
 
@@ -22,6 +22,20 @@ spt_status rehearsal_write_files(const spt_config *small, int ranks, const char 
 
 /* ---- processes ---- */
 
+/* The trainer, beside this program. SPT_ERR_RESOURCE: there is none. */
+spt_status rehearsal_find_trainer(char path[SPT_PATH_MAX]);
+/* A new temporary folder for `tool`, below $TMPDIR or /tmp; and its removal with all that is in it. */
+spt_status rehearsal_make_folder(const char *tool, char path[SPT_PATH_MAX]);
+void rehearsal_remove_folder(const char *path);
+/* The absolute path of a folder, with room for the names of the rehearsal's files. */
+spt_status rehearsal_whole_path(const char *folder, char path[SPT_PATH_MAX]);
+/* INT, TERM and HUP set rehearsal_interrupted from now on; until all is cleared away and they are obeyed: then this process ends by
+ * the one that came, or goes on and hears none. */
+void rehearsal_hear_interrupts(void);
+void rehearsal_obey_interrupts(void);
+
+extern volatile sig_atomic_t rehearsal_interrupted; /* whoever waits then ends its processes and returns SPT_STOPPED */
+
 /* How ranks are started here: $MPIEXEC, else mpirun. */
 typedef struct rehearsal_launcher {
   const char *program;
@@ -37,6 +51,11 @@ spt_status rehearsal_launch(const rehearsal_launcher *launcher, int ranks, const
                             const char *const *arguments, const char *log, pid_t *pid_p);
 /* True when the launcher has ended; *code_p receives its exit code, 128 + N for signal N. */
 bool rehearsal_ended(pid_t pid, int *code_p);
+/* The trainer's own code where it gave one of the table, else SPT_ERR_RESOURCE. */
+spt_status rehearsal_status_of(int code);
+/* ": " and the last line of a log that is a message of the trainer's; "" if none. */
+enum { REHEARSAL_WORDS = 512 };
+void rehearsal_last_words(const char *log, char words[REHEARSAL_WORDS]);
 /* SIGKILL to every descendant of this process, until none is left; returns how many were found. */
 int rehearsal_kill_all(void);
 
@@ -53,9 +72,6 @@ typedef struct rehearsal {
   int64_t checkpoint_bytes;         /* size of the file of step `end` */
   double seconds_per_step;          /* median, of the resumed run */
 } rehearsal;
-
-/* Set by the handlers of INT, TERM and HUP: the rehearsal ends its processes and returns SPT_STOPPED. */
-extern volatile sig_atomic_t rehearsal_interrupted;
 
 /* Starts, waits for a save and two steps more, kills, resumes, checks: the resumed run begins with the step after the
  * newest checkpoint, has every step once, repeats the losses bit for bit, exits with 0 and leaves an intact last

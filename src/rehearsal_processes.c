@@ -3,18 +3,88 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 enum { WORDS_MAX = 32 };
 extern char **environ;
+
+/* ---- where ---- */
+
+spt_status rehearsal_find_trainer(char path[SPT_PATH_MAX]) {
+  const ssize_t length = readlink("/proc/self/exe", path, SPT_PATH_MAX - 32);
+  if (length <= 0) return SPT_FAIL(SPT_ERR_RESOURCE, "/proc/self/exe: %s", strerror(errno));
+  path[length] = '\0';
+  char *name = strrchr(path, '/');
+  snprintf(name, 32, "/spectron-dist");
+  if (access(path, X_OK) == 0) return SPT_OK;
+  return SPT_FAIL(SPT_ERR_RESOURCE, "%s: no program; build it beside spectron", path);
+}
+
+spt_status rehearsal_whole_path(const char *folder, char path[SPT_PATH_MAX]) {
+  char *whole = realpath(folder, NULL);
+  const bool fits = whole && strlen(whole) < SPT_PATH_MAX - 128;
+  if (fits) snprintf(path, SPT_PATH_MAX, "%s", whole);
+  free(whole);
+  return fits ? SPT_OK : SPT_FAIL(SPT_ERR_USAGE, "%s: path too long or gone", folder);
+}
+
+spt_status rehearsal_make_folder(const char *tool, char path[SPT_PATH_MAX]) {
+  char wanted[SPT_PATH_MAX];
+  const char *base = getenv("TMPDIR");
+  snprintf(wanted, sizeof wanted, "%s/spectron-%s.XXXXXX", base && *base ? base : "/tmp", tool);
+  if (!mkdtemp(wanted)) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: %s: %s; set TMPDIR", tool, wanted, strerror(errno));
+  return rehearsal_whole_path(wanted, path);
+}
+
+static int remove_entry(const char *path, const struct stat *info, int kind, struct FTW *where) {
+  (void)info, (void)kind, (void)where;
+  return remove(path);
+}
+
+void rehearsal_remove_folder(const char *path) {
+  nftw(path, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
+}
+
+/* ---- interrupts ---- */
+
+volatile sig_atomic_t rehearsal_interrupted;
+static volatile sig_atomic_t caught;
+
+static void interrupt(int signal_number) {
+  caught = signal_number;
+  rehearsal_interrupted = 1;
+}
+
+static void handle_interrupts(void (*handler)(int)) {
+  struct sigaction action = {.sa_handler = handler, .sa_flags = SA_RESTART};
+  sigemptyset(&action.sa_mask);
+  sigaction(SIGINT, &action, NULL);
+  sigaction(SIGTERM, &action, NULL);
+  sigaction(SIGHUP, &action, NULL);
+}
+
+void rehearsal_hear_interrupts(void) {
+  handle_interrupts(interrupt);
+}
+
+void rehearsal_obey_interrupts(void) {
+  handle_interrupts(SIG_DFL);
+  if (!caught) return;
+  fflush(stdout);
+  raise(caught); // as if it had not been heard
+}
+
+/* ---- processes ---- */
 
 /* In a process group of its own, default signals, nothing to read, output at the end of `log`. */
 static spt_status spawn(const char *const *words, const char *log, pid_t *pid_p) {
@@ -128,6 +198,21 @@ spt_status rehearsal_launch(const rehearsal_launcher *launcher, int ranks, const
   }
   words[n] = NULL;
   return spawn(words, log, pid_p);
+}
+
+spt_status rehearsal_status_of(int code) {
+  return code == SPT_ERR_USAGE || code == SPT_ERR_DATA || code == SPT_ERR_DIVERGED ? (spt_status)code : SPT_ERR_RESOURCE;
+}
+
+void rehearsal_last_words(const char *log, char words[REHEARSAL_WORDS]) {
+  char line[1024];
+  words[0] = '\0';
+  FILE *file = fopen(log, "r");
+  while (file && fgets(line, sizeof line, file)) {
+    line[strcspn(line, "\n")] = '\0';
+    if (strncmp(line, "spectron-dist: ", 15) == 0) snprintf(words, REHEARSAL_WORDS, ": %s", line + 15);
+  }
+  if (file) fclose(file);
 }
 
 static int exit_code(int status) {

@@ -19,6 +19,7 @@ static const tool tools[] = {
     {"inspect", spt_tool_inspect, "what a token shard or checkpoint holds; verifies every checksum"},
     {"baseline", spt_tool_baseline, "loss of an add-one bigram model, to compare a trained model with"},
     {"rehearse", spt_tool_rehearse, "a job rehearsed on this machine, killed and resumed; what it will need at full size"},
+    {"replay", spt_tool_replay, "recomputes a step of a run bit for bit and names the first matrix that went wrong"},
     {"report", spt_tool_report, "a run's numbers and picture from its metrics"},
 };
 enum { TOOLS = sizeof tools / sizeof *tools };

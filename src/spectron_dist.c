@@ -125,7 +125,7 @@ static void add_overlap(trainer *t) {
 /* Prefetched tokens → forward → backward → reduction → sharded update → gather. On a device all of it is issued, and trainer_settle completes
  * *step. */
 static spt_status train_step(trainer *t, trainer_step *step) {
-  const double start = trainer_now(), waited = spt_prefetch_wait_seconds(t->prefetch);
+  const double start = trainer_now(), waited = spt_prefetch_wait_seconds(t->prefetch), spectral = t->times.spectral;
   const bool on_host = t->backend->host_memory;
   double loss_sum = 0;
   if (t->settled_at == 0) t->settled_at = start;
@@ -141,8 +141,9 @@ static spt_status train_step(trainer *t, trainer_step *step) {
   SPT_TRY(trainer_abort_on_failure(t, spt_data_parallel_reduce_finish(t->data_parallel), "gradient reduction"));
   const double reduced = trainer_now();
 
+  memset(step->group_squares, 0, sizeof step->group_squares);
   spt_control control = {.clip = 1, .apply = 1}; // as the backend's memory has it
-  if (status == SPT_OK && on_host) status = trainer_gradient_stats(t, &control);
+  if (status == SPT_OK && on_host) status = trainer_gradient_stats(t, &control, step->group_squares);
   const double counted = trainer_now();
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_DECIDE);
   if (on_host) {
@@ -153,15 +154,17 @@ static spt_status train_step(trainer *t, trainer_step *step) {
   const double decided = trainer_now();
   SPT_TRY(trainer_audit_check(t));
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_OPTIMIZER);
+  SPT_TRY(trainer_abort_on_failure(t, trainer_spectral_begin(t), "telemetry"));
   const double factor = spt_schedule_factor(&t->config.schedule, t->step);
   step->lr = factor * t->config.optimizer.lr;
   SPT_TRY(trainer_abort_on_failure(t, spt_optimizer_step(t->optimizer, factor, t->control), "optimizer"));
-  const double updated = trainer_now();
+  const double updated = trainer_now(), told = t->times.spectral - spectral;
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_GATHER);
   SPT_TRY(trainer_abort_on_failure(t, spt_data_parallel_gather(t->data_parallel), "parameter gather"));
   const double gathered = trainer_now();
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_REFRESH);
   SPT_TRY(trainer_abort_on_failure(t, spt_model_refresh(t->model), "compute copy"));
+  SPT_TRY(trainer_abort_on_failure(t, trainer_spectral_end(t), "telemetry"));
   SPT_TRY(trainer_audit_take(t));
 #ifdef SPT_RED_ZONES
   if (on_host) SPT_TRY(trainer_abort_on_failure(t, trainer_check_red_zones(t), "red zones"));
@@ -172,12 +175,14 @@ static spt_status train_step(trainer *t, trainer_step *step) {
   t->times.data_wait += data_wait;
   t->times.model += computed - zeroed - data_wait;
   t->times.reduce_wait += reduced - computed;
-  step->optimizer_seconds = updated - reduced;
+  step->optimizer_seconds = updated - reduced - told;
   t->times.decide += decided - counted;
   t->times.optimizer += zeroed - start + step->optimizer_seconds - (decided - counted);
   t->times.gather += gathered - updated;
-  t->times.refresh += trainer_now() - gathered;
-  if (on_host) t->times.total += step->seconds = trainer_now() - start;
+  const double measured = t->times.spectral - spectral;
+  t->times.refresh += trainer_now() - gathered - (measured - told);
+  if (on_host) t->times.total += step->seconds = trainer_now() - start - measured;
+  t->settled_at += measured; // on a device a step lasts from decision to decision
   add_overlap(t);
   return SPT_OK;
 }
@@ -218,8 +223,7 @@ static spt_status validate(trainer *t, bool *validated_p, bool *best_p) {
   return SPT_OK;
 }
 
-/* Rank 0. A disk that fails is told of, and ends nothing. */
-static void record(trainer *t, const trainer_step *step, bool validated) {
+static spt_metric_record make_record(const trainer *t, const trainer_step *step, bool validated) {
   const double rate = (double)trainer_tokens_per_step(&t->config) / step->seconds;
   spt_comm_counter traffic[SPT_COLLECTIVE_KINDS];
   job_count_traffic(&t->config, t->params, t->plan, t->backend, traffic);
@@ -228,7 +232,7 @@ static void record(trainer *t, const trainer_step *step, bool validated) {
                                          [SPT_REDUCTION_TREE] = SPT_COLLECTIVE_EXCHANGE};
   const spt_comm_counter reduce = traffic[kinds[t->config.dist.reduction]];
   const spt_overlap *overlap = spt_data_parallel_overlap(t->data_parallel);
-  const spt_metric_record entry = {.step = step->number,
+  spt_metric_record entry = {.step = step->number,
                                    .tokens = step->tokens,
                                    .loss = step->loss,
                                    .lr = step->lr,
@@ -248,12 +252,44 @@ static void record(trainer *t, const trainer_step *step, bool validated) {
                                    .validated = validated,
                                    .validation_loss = t->last_validation_loss,
                                    .perplexity = exp(t->last_validation_loss),
-                                   .bits_per_byte = t->last_bits_per_byte};
+                                   .bits_per_byte = t->last_bits_per_byte,
+                                   .ranks = t->comm->size,
+                                   .micro = t->config.batch.micro,
+                                   .threads = t->backend->threads,
+                                   .loss_z = t->watch.z,
+                                   .spikes = t->watch.spikes.count};
+  if (t->backend->host_memory) entry.gradient_groups = spt_gradient_groups_present(t->params);
+  for (int g = 0; g < SPT_GRADIENT_GROUPS; g++) entry.grad_norms[g] = sqrt(step->group_squares[g]);
+  trainer_spectral_record(t, &entry);
+  return entry;
+}
+
+/* Rank 0. A disk that fails is told of, and ends nothing. */
+static void record(trainer *t, const trainer_step *step, bool validated) {
+  const spt_metric_record entry = make_record(t, step, validated);
   t->times.records++;
   t->times.save_recorded = t->times.save;
+  spt_spikes_add(&t->watch.spikes, entry.loss);
+  if (validated) trainer_watch_amend(t, &entry);
   spt_status status = spt_metrics_append(t->metrics, &entry);
   if (validated && status == SPT_OK) status = spt_metrics_write_hdf5(t->metrics);
   trainer_note_records(t, status, validated);
+}
+
+/* Rank 0: before anything is decided about the step, even to end the run. */
+static void watch(trainer *t, const trainer_step *step) {
+  if (t->comm->rank != 0) return;
+  trainer_watch_judge(t, step);
+  const spt_metric_record entry = make_record(t, step, false);
+  trainer_watch_step(t, step, &entry);
+}
+
+static bool is_due(int64_t every, int64_t step) {
+  return every > 0 && step % every == 0;
+}
+
+static bool record_due(const trainer *t, const trainer_step *step) {
+  return t->watch.notable || is_due(t->config.metrics.every, step->number) || trainer_spectral_due(t, step->number);
 }
 
 /* Adds what has passed since *since_p to a sum of seconds. */
@@ -263,16 +299,13 @@ static void add_time(double *since_p, double *sum_p) {
   *since_p = now;
 }
 
-static bool is_due(int64_t every, int64_t step) {
-  return every > 0 && step % every == 0;
-}
-
 /* Of a step that another was issued after: nothing here needs the device at rest. */
 static spt_status after_issued_step(trainer *t, const trainer_step *step) {
+  watch(t, step);
   SPT_TRY(check_divergence(t, step));
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_SAVE);
   double since = trainer_now();
-  if (t->comm->rank == 0 && is_due(t->config.metrics.every, step->number)) record(t, step, false);
+  if (t->comm->rank == 0 && record_due(t, step)) record(t, step, false);
   add_time(&since, &t->times.logging);
   if (step->saves_idle && t->saves.path[0] && t->skipped_in_a_row == 0) trainer_finish_save(t);
   add_time(&since, &t->times.save);
@@ -284,7 +317,7 @@ static spt_status after_issued_step(trainer *t, const trainer_step *step) {
 /* What follows the issued step needs the device at rest. */
 static bool needs_rest(const trainer *t) {
   const spt_config *config = &t->config;
-  return t->step == config->schedule.steps || t->options.profile || t->save_pending || t->skipped_in_a_row > 0 ||
+  return t->step == config->schedule.steps || t->options.profile || trainer_spectral_due(t, t->step) || t->save_pending || t->skipped_in_a_row > 0 ||
          is_due(config->checkpoint.every, t->step) || (t->validation && is_due(config->validation.every, t->step));
 }
 
@@ -315,12 +348,13 @@ static spt_status after_step(trainer *t, const trainer_step *step) {
   const spt_config *config = &t->config;
   const bool last = t->step == config->schedule.steps;
   bool validated = false, best = false;
+  watch(t, step);
   SPT_TRY(check_divergence(t, step));
   if (t->validation && t->skipped_in_a_row == 0 && (last || (!step->stop && is_due(config->validation.every, t->step))))
     SPT_TRY(validate(t, &validated, &best));
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_SAVE); // records too
   double since = trainer_now();
-  if (t->comm->rank == 0 && (validated || last || is_due(config->metrics.every, t->step))) record(t, step, validated);
+  if (t->comm->rank == 0 && (validated || last || record_due(t, step))) record(t, step, validated);
   add_time(&since, &t->times.logging);
   const bool stop = step->stop || t->stop_in_validation;
   t->save_pending |= last || best || stop || step->save_due || is_due(config->checkpoint.every, t->step);
@@ -372,6 +406,20 @@ static spt_status train(trainer *t) {
                   (long long)t->step);
 }
 
+/* The steps up to --replay once more, with records and nothing else between them. */
+static spt_status replay(trainer *t) {
+  trainer_step step = {0};
+  while (t->step < t->options.replay) {
+    SPT_TRY(trainer_replay_begin(t));
+    SPT_TRY(train_step(t, &step));
+    if (!t->backend->host_memory) SPT_TRY(trainer_settle(t, &step));
+    if (t->comm->rank == 0) record(t, &step, false);
+    SPT_TRY(trainer_replay_end(t, &step));
+    if (step.stop) return SPT_STOPPED;
+  }
+  return SPT_OK;
+}
+
 /* ---- the program ---- */
 
 /* The job is read once, by rank 0, so that all ranks train the same thing. */
@@ -380,6 +428,7 @@ static spt_status load_job(trainer *t) {
   if (t->comm->rank == 0) status = spt_job_load(t->options.job, t->options.sets, t->options.set_count, &t->config);
   SPT_TRY(spt_comm_agree(t->comm, status, NULL));
   SPT_TRY(t->comm->ops->broadcast(t->comm, &t->config, sizeof t->config, 0));
+  trainer_replay_prepare(&t->options, &t->config);
   t->asked_micro = t->config.batch.micro;
   return spt_config_check_ranks(&t->config, t->comm->size);
 }
@@ -398,6 +447,7 @@ static spt_status run(trainer *t) {
   SPT_TRY(start_watchdog(t));
   SPT_TRY(trainer_open(t));
   if (t->comm->rank == 0) trainer_progress_open(t);
+  if (t->replay) return replay(t);
   const spt_status status = train(t);
   if (status == SPT_OK || status == SPT_STOPPED) {
     if (t->options.profile) SPT_TRY(trainer_print_profile(t));

@@ -5,15 +5,12 @@
 #include "tools.h"
 
 #include <errno.h>
-#include <ftw.h>
 #include <getopt.h>
 #include <math.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 static const char help[] =
     "spectron rehearse JOB.toml --ranks N [OPTION]…   tomorrow's job tonight: rehearsed on this machine\n\n"
@@ -197,10 +194,10 @@ static void print_checkpoints(const spt_config *config, double bytes, double ste
   if (seconds > 0 && (every == 0 || seconds < (double)every * step)) saves = 1 + floor(walltime / seconds);
   const double kept = fmin((double)config->checkpoint.keep, saves);
   printf("checkpoints         %11.1f MiB each, %.0f save%s%s; up to %.4g GiB on disk: %.0f kept, the best, one being "
-         "written\n",
+         "written, two that loss spikes keep\n",
          mib(bytes), saves, saves == 1 ? "" : "s",
          config->data.validation.count > 0 ? " and one for each new best validation" : "",
-         mib((kept + 2) * bytes) / 1024, kept);
+         mib((kept + 4) * bytes) / 1024, kept);
   double lost = walltime;
   if (every > 0) lost = fmin(lost, (double)every * step);
   if (seconds > 0) lost = fmin(lost, seconds);
@@ -236,54 +233,12 @@ static spt_status print_full_size(const options *o, const spt_config *config, jo
 
 /* ---- the rehearsal ---- */
 
-static volatile sig_atomic_t caught;
-
-static void interrupt(int signal_number) {
-  caught = signal_number;
-  rehearsal_interrupted = 1;
-}
-
-static void hear_interrupts(void (*handler)(int)) {
-  struct sigaction action = {.sa_handler = handler, .sa_flags = SA_RESTART};
-  sigemptyset(&action.sa_mask);
-  sigaction(SIGINT, &action, NULL);
-  sigaction(SIGTERM, &action, NULL);
-  sigaction(SIGHUP, &action, NULL);
-}
-
-static spt_status find_trainer(char path[SPT_PATH_MAX]) {
-  const ssize_t length = readlink("/proc/self/exe", path, SPT_PATH_MAX - 32);
-  if (length <= 0) return SPT_FAIL(SPT_ERR_RESOURCE, "rehearse: /proc/self/exe: %s", strerror(errno));
-  path[length] = '\0';
-  char *name = strrchr(path, '/');
-  snprintf(name, 32, "/spectron-dist");
-  if (access(path, X_OK) == 0) return SPT_OK;
-  return SPT_FAIL(SPT_ERR_RESOURCE, "rehearse: %s: no program; build it beside spectron", path);
-}
-
 static spt_status make_folder(const options *o, char path[SPT_PATH_MAX]) {
-  char wanted[SPT_PATH_MAX];
-  const char *base = getenv("TMPDIR");
-  if (o->output) {
-    if (mkdir(o->output, 0777) != 0)
-      return SPT_FAIL(SPT_ERR_USAGE, "rehearse: --output %s: %s; choose a folder that is not there yet", o->output,
-                      strerror(errno));
-    snprintf(wanted, sizeof wanted, "%s", o->output);
-  } else {
-    snprintf(wanted, sizeof wanted, "%s/spectron-rehearse.XXXXXX", base && *base ? base : "/tmp");
-    if (!mkdtemp(wanted))
-      return SPT_FAIL(SPT_ERR_RESOURCE, "rehearse: %s: %s; set TMPDIR, or give --output", wanted, strerror(errno));
-  }
-  char *whole = realpath(wanted, NULL);
-  const bool fits = whole && strlen(whole) < SPT_PATH_MAX - 128;
-  if (fits) snprintf(path, SPT_PATH_MAX, "%s", whole);
-  free(whole);
-  return fits ? SPT_OK : SPT_FAIL(SPT_ERR_USAGE, "rehearse: %s: path too long or gone", wanted);
-}
-
-static int remove_entry(const char *path, const struct stat *info, int kind, struct FTW *where) {
-  (void)info, (void)kind, (void)where;
-  return remove(path);
+  if (!o->output) return rehearsal_make_folder("rehearse", path);
+  if (mkdir(o->output, 0777) != 0)
+    return SPT_FAIL(SPT_ERR_USAGE, "rehearse: --output %s: %s; choose a folder that is not there yet", o->output,
+                    strerror(errno));
+  return rehearsal_whole_path(o->output, path);
 }
 
 /* How much of the full job's plan the small one has. */
@@ -317,7 +272,7 @@ static spt_status rehearse(const options *o, const spt_config *full, job_cost *c
   int64_t small_bytes;
   rehearsal r = {.trainer = trainer, .folder = folder, .ranks = (int)o->ranks, .patience = (double)o->patience};
   const double began = spt_tool_seconds();
-  SPT_TRY(find_trainer(trainer));
+  SPT_TRY(rehearsal_find_trainer(trainer));
   SPT_TRY(rehearsal_launcher_find(folder, &r.launcher));
   SPT_TRY(rehearsal_shrink(full, cost, folder, &small));
   SPT_TRY(rehearsal_write_files(&small, r.ranks, folder));
@@ -345,19 +300,15 @@ static spt_status run(const options *o) {
   SPT_TRY(job_cost_open(&full, (int)o->ranks, &cost));
   spt_status status = make_folder(o, folder);
   if (status == SPT_OK) {
-    hear_interrupts(interrupt);
+    rehearsal_hear_interrupts();
     status = rehearse(o, &full, &cost, folder);
     if (o->output)
       printf("the rehearsal's files: %s\n", folder);
     else
-      nftw(folder, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
-    hear_interrupts(SIG_DFL);
+      rehearsal_remove_folder(folder);
   }
   job_cost_close(&cost);
-  if (caught) {
-    fflush(stdout);
-    raise(caught); // as if it had not been heard, now that all is cleared away
-  }
+  rehearsal_obey_interrupts();
   return status;
 }
 

@@ -53,6 +53,9 @@ typedef struct summary {
   int64_t window;
   double tokens_per_second, data_wait; /* median, share of step time */
   const spt_metric_record *last, *last_validated, *best;
+  int64_t telemetries, violations;
+  const spt_metric_record *steepest; /* with the matrix of the largest |dW|_2 / eta; NULL: none */
+  const spt_metric_matrix *steepest_matrix;
 } summary;
 
 static int ascending(const void *left, const void *right) {
@@ -72,6 +75,17 @@ static spt_status median_rate(const spt_metric_record *records, int64_t count, d
   return SPT_OK;
 }
 
+static void summarise_telemetry(const spt_metric_record *record, summary *s) {
+  s->telemetries += record->matrix_count > 0;
+  s->violations += record->spectral_violations;
+  for (int i = 0; i < record->matrix_count; i++) {
+    const spt_metric_matrix *matrix = &record->matrices[i];
+    if (!isfinite(matrix->values.slack) || (s->steepest && matrix->values.slack <= s->steepest_matrix->values.slack)) continue;
+    s->steepest = record;
+    s->steepest_matrix = matrix;
+  }
+}
+
 static spt_status summarise(const spt_metric_record *records, int64_t count, summary *s) {
   double seconds = 0, waited = 0, losses = 0;
   *s = (summary){.records = count, .last = &records[count - 1]};
@@ -80,6 +94,7 @@ static spt_status summarise(const spt_metric_record *records, int64_t count, sum
       seconds += records[i].step_seconds;
       waited += records[i].data_wait_seconds;
     }
+    summarise_telemetry(&records[i], s);
     if (!records[i].validated) continue;
     s->validations++;
     s->last_validated = &records[i];
@@ -111,6 +126,15 @@ static void print_summary(const summary *s) {
   }
   printf("tokens/s: %.0f (median of %lld records)\n", s->tokens_per_second, (long long)s->records);
   printf("data wait: %.2f %% of step time\n", 100 * s->data_wait);
+  if (s->telemetries == 0) return;
+  printf("telemetry: %lld records", (long long)s->telemetries);
+  if (s->steepest)
+    printf("; largest |dW|_2 / eta %.4f, of %s at step %lld", s->steepest_matrix->values.slack, s->steepest_matrix->name,
+           (long long)s->steepest->step);
+  if (s->violations == 0)
+    printf("; Eq. 10 holds in all\n");
+  else
+    printf("; %lld matrices BREAK A BOUND that always holds (spectral_violations in metrics.jsonl)\n", (long long)s->violations);
 }
 
 /* ---- files ---- */

@@ -11,6 +11,7 @@
 spt_status spt_tool_tokenize(int argc, char **argv);
 spt_status spt_tool_inspect(int argc, char **argv);
 spt_status spt_tool_baseline(int argc, char **argv);
+spt_status spt_tool_replay(int argc, char **argv);
 spt_status spt_tool_report(int argc, char **argv);
 spt_status spt_tool_rehearse(int argc, char **argv);
 

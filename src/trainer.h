@@ -4,10 +4,12 @@
 #define SPT_TRAINER_H
 
 #include "core/flops.h"
+#include "core/gradient_groups.h"
 #include "core/model.h"
 #include "core/optimizer.h"
 #include "core/schedule.h"
 #include "core/slab.h"
+#include "core/spikes.h"
 #include "dist/data_parallel.h"
 #include "dist/watchdog.h"
 #include "io/metrics.h"
@@ -28,11 +30,13 @@ typedef struct trainer_options {
   const char *init_from;
   bool dry_run, presets, profile, help, version;
   int ranks; /* of the dry run; 0: not given */
+  int64_t replay; /* the step to recompute and look into; 0: none */
 } trainer_options;
 
 /* Where the wall time went, summed over the run on this rank, in seconds. */
 typedef struct trainer_times {
   double data_wait, model, reduce_wait, optimizer, decide, gather, refresh; /* inside a step */
+  double spectral;                                                          /* telemetry: in a step, and no part of the others */
   double logging, validation, save;                                         /* between steps */
   double total;                                                             /* of the steps alone */
   double loop;     /* of the steps and all that is between them */
@@ -53,6 +57,7 @@ typedef struct trainer_step {
   double seconds, data_wait_seconds; /* of the slowest rank */
   double optimizer_seconds;
   bool applied;                    /* false: gradients were not finite, the update was skipped */
+  double group_squares[SPT_GRADIENT_GROUPS]; /* of the gradient, by group; on devices not taken, all 0 */
   bool stop, save_due, saves_idle; /* a signal on any rank; rank 0's clock; no save under way anywhere */
 } trainer_step;
 
@@ -75,8 +80,22 @@ typedef struct trainer_saves {
   double tried_at;              /* seconds, monotonic */
 } trainer_saves;
 
+/* Rank 0: what steps' losses were, for spikes and post-mortems. */
+enum { TRAINER_WATCHED = 50 };
+typedef struct trainer_watch {
+  spt_spikes spikes;
+  double z;    /* of the last step's loss, NAN: not judged */
+  bool begins;  /* a spike begins with it */
+  bool notable; /* it is to be recorded: at or above the threshold, or skipped */
+  int skipped; /* in a row, up to the last step */
+  spt_metric_record last[TRAINER_WATCHED]; /* of the last steps, recorded or not; matrices in memory of their own */
+  int64_t count;                           /* steps seen */
+} trainer_watch;
+
 typedef struct trainer_audit trainer_audit;
 typedef struct trainer_tree trainer_tree;
+typedef struct trainer_spectral trainer_spectral;
+typedef struct trainer_replay trainer_replay;
 
 /* What a step sums over ranks before its update. */
 enum {
@@ -123,7 +142,9 @@ typedef struct trainer {
   spt_run_folder *folder; /* rank 0 */
   spt_metrics *metrics;   /* rank 0 */
   trainer_audit *audit;   /* NULL without [dist] audit_every */
+  trainer_replay *replay; /* NULL without --replay */
   trainer_tree *tree;     /* NULL without reduction = "tree" */
+  trainer_spectral *spectral; /* NULL without [metrics] spectral_every */
   int32_t *validation_tokens;
 
   int64_t step, tokens; /* completed */
@@ -133,6 +154,7 @@ typedef struct trainer {
   double last_validation_loss, last_bits_per_byte;
   int skipped_in_a_row;
   trainer_saves saves;
+  trainer_watch watch; /* rank 0 */
   double started; /* seconds, monotonic */
   trainer_times times;
   trainer_first_step first;
@@ -203,6 +225,8 @@ double *trainer_tree_loss(trainer *t, int64_t pass);
 spt_status trainer_tree_gradient_stats(trainer *t, spt_control *found);
 /* Sums over ranks; loss and squares are the trees'. Collective. */
 spt_status trainer_tree_reduce(trainer *t, double sums[TRAINER_SUMS]);
+/* After it: the gradient's squares by group, each tensor's the tree's, the same bits on any number of ranks. Local. */
+void trainer_tree_group_squares(const trainer *t, double group_squares[SPT_GRADIENT_GROUPS]);
 /* A validation's losses by micro-batch, all 0 at first; and their sum once all ranks have added theirs (Collective). */
 double *trainer_tree_validation(trainer *t);
 spt_status trainer_tree_validation_sum(trainer *t, int64_t batches, double *sum_p);
@@ -212,8 +236,9 @@ spt_status trainer_tree_validation_sum(trainer *t, int64_t batches, double *sum_
 spt_status trainer_decide_open(trainer *t); /* after the state is loaded; Local */
 /* A failure where the other ranks already wait in a collective: this rank words it and ends the job. */
 spt_status trainer_abort_on_failure(trainer *t, spt_status status, const char *phase);
-/* Host: the own gradient's statistics into *control. Local. */
-spt_status trainer_gradient_stats(trainer *t, spt_control *control);
+/* Host: the own gradient's statistics into *control, and its squares by group added to group_squares (with the tree they come with the
+ * step's sums). Local. */
+spt_status trainer_gradient_stats(trainer *t, spt_control *control, double group_squares[SPT_GRADIENT_GROUPS]);
 /* Host: sums what every rank must know before the update, in one message, and decides the same on all ranks. Collective. */
 spt_status trainer_decide(trainer *t, spt_status status, double loss_sum, double data_wait, bool stop, spt_control *control, trainer_step *step);
 /* Device: begins a step's sums; and all that is to be done after its backward. status is this rank's so far. Collective, waits for nothing. */
@@ -240,6 +265,41 @@ void trainer_print_addresses(const trainer *t);
 spt_status trainer_audit_take(trainer *t);
 /* Before a save and before the next update: hashes again. SPT_ERR_RESOURCE names the rank and the tensor that changed. */
 spt_status trainer_audit_check(trainer *t);
+
+/* trainer_spectral.c: the telemetry of [metrics] spectral_every; open and close do nothing without it. */
+spt_status trainer_spectral_open(trainer *t); /* after the data and the plan, before training reads data; Local */
+void trainer_spectral_close(trainer *t);
+bool trainer_spectral_due(const trainer *t, int64_t step);
+/* Once the present step is decided, before its update; where memory is not the host's, waits for the device. Does nothing where the step is
+ * not due or not applied. Local. */
+spt_status trainer_spectral_begin(trainer *t);
+/* After the step's gather; overwrites the gradients. Does nothing where begin did nothing. Collective. */
+spt_status trainer_spectral_end(trainer *t);
+/* What was measured in the record's step, if anything was: borrowed, until the next step that is due. */
+void trainer_spectral_record(const trainer *t, spt_metric_record *record);
+/* trainer_watch.c, rank 0: spikes, and what they and skipped steps leave behind. A disk that fails is told of, and ends nothing. */
+/* After the metrics are open: takes up where the recorded losses end. */
+void trainer_watch_open(trainer *t);
+void trainer_watch_close(trainer *t);
+/* Judges a step's loss: watch.z, watch.spikes, watch.notable. Before the step's record is made. */
+void trainer_watch_judge(trainer *t, const trainer_step *step);
+/* Every step, with the record as it stands before a validation: keeps it; at a spike's first step, and the first of skipped ones, writes
+ * post-mortem/step-….json and keeps the newest checkpoint. */
+void trainer_watch_step(trainer *t, const trainer_step *step, const spt_metric_record *record);
+/* The last step's record, with its validation. */
+void trainer_watch_amend(trainer *t, const spt_metric_record *record);
+/* The last step's update has left parameters that are not finite: writes its post-mortem. Any rank. */
+void trainer_watch_parameters(trainer *t);
+
+/* trainer_replay.c: --replay K looks into steps K − 1 and K; open and close do nothing without it. */
+/* Takes validations, saves and spikes out of the job. */
+void trainer_replay_prepare(const trainer_options *options, spt_config *config);
+/* SPT_ERR_USAGE where the state is already at step K. Local. */
+spt_status trainer_replay_open(trainer *t);
+void trainer_replay_close(trainer *t);
+/* Before and after each step. After step K rank 0 prints what was found. Collective. */
+spt_status trainer_replay_begin(trainer *t);
+spt_status trainer_replay_end(trainer *t, const trainer_step *step);
 
 /* trainer_progress.c, rank 0: a live line on a terminal, plain lines in a log. */
 void trainer_progress_open(const trainer *t);

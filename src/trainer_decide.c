@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stddef.h>
 #include <stdio.h>
+#include <string.h>
 #include <time.h>
 
 enum { TOLD_STOP, TOLD_DUE, TOLD_BUSY };
@@ -31,12 +32,28 @@ static bool save_due(const trainer *t) {
 
 /* ---- on the host ---- */
 
-spt_status trainer_gradient_stats(trainer *t, spt_control *control) {
+spt_status trainer_gradient_stats(trainer *t, spt_control *control, double group_squares[SPT_GRADIENT_GROUPS]) {
   if (t->tree) return trainer_tree_gradient_stats(t, control);
   spt_backend *backend = t->backend;
   SPT_TRY(backend->ops->upload(backend, t->control, control, sizeof *control));
-  SPT_TRY(spt_optimizer_gradient_stats(t->optimizer, t->control));
+  SPT_TRY(spt_optimizer_gradient_stats(t->optimizer, t->control, group_squares));
   return backend->ops->download(backend, control, t->control, sizeof *control);
+}
+
+/* Sums, and with them the squares by group, over ranks. */
+static spt_status reduce_sums(trainer *t, double sums[TRAINER_SUMS], double group_squares[SPT_GRADIENT_GROUPS]) {
+  double all[TRAINER_SUMS + SPT_GRADIENT_GROUPS];
+  if (t->tree) {
+    SPT_TRY(trainer_tree_reduce(t, sums));
+    trainer_tree_group_squares(t, group_squares);
+    return SPT_OK;
+  }
+  memcpy(all, sums, TRAINER_SUMS * sizeof *all);
+  memcpy(all + TRAINER_SUMS, group_squares, SPT_GRADIENT_GROUPS * sizeof *all);
+  SPT_TRY(t->comm->ops->reduce_double(t->comm, all, TRAINER_SUMS + SPT_GRADIENT_GROUPS, SPT_REDUCE_SUM));
+  memcpy(sums, all, TRAINER_SUMS * sizeof *all);
+  memcpy(group_squares, all + TRAINER_SUMS, SPT_GRADIENT_GROUPS * sizeof *all);
+  return SPT_OK;
 }
 
 spt_status trainer_decide(trainer *t, spt_status status, double loss_sum, double data_wait, bool stop,
@@ -48,8 +65,7 @@ spt_status trainer_decide(trainer *t, spt_status status, double loss_sum, double
                                [TRAINER_SUM_DUE] = save_due(t),
                                [TRAINER_SUM_FAILED] = status != SPT_OK,
                                [TRAINER_SUM_BUSY] = !spt_checkpoint_save_idle(t->saver)};
-  SPT_TRY(t->tree ? trainer_tree_reduce(t, sums)
-                  : t->comm->ops->reduce_double(t->comm, sums, TRAINER_SUMS, SPT_REDUCE_SUM));
+  SPT_TRY(reduce_sums(t, sums, step->group_squares));
   if (sums[TRAINER_SUM_FAILED] > 0) return spt_comm_agree(t->comm, status, NULL);
   double slowest = data_wait;
   SPT_TRY(t->comm->ops->reduce_double(t->comm, &slowest, 1, SPT_REDUCE_MAX));
@@ -83,7 +99,7 @@ static void keep_failure(trainer *t, spt_status status) {
 spt_status trainer_decide_issue(trainer *t, spt_status status, double data_wait, bool stop) {
   spt_backend *backend = t->backend;
   keep_failure(t, status);
-  SPT_TRY(spt_optimizer_gradient_stats(t->optimizer, t->control));
+  SPT_TRY(spt_optimizer_gradient_stats(t->optimizer, t->control, NULL));
   const spt_control own = {.failed = t->failed != SPT_OK,
                            .told = {[TOLD_STOP] = stop, [TOLD_DUE] = save_due(t), [TOLD_BUSY] = !spt_checkpoint_save_idle(t->saver)},
                            .slowest = data_wait};

@@ -1,5 +1,6 @@
 /* The dry run: what a job costs, without training it. */
 #include "job_cost.h"
+#include "core/flops_match.h"
 #include "trainer.h"
 
 #include <math.h>
@@ -25,19 +26,50 @@ static void print_parameters(const spt_config *config, const spt_params *params)
   if (config->model.tie_embeddings) printf("  embedding and head are tied\n");
 }
 
+/* One op of a step, over all layers: forward, and backward at twice its cost. */
+static void print_op(const char *name, double forward) {
+  printf("  %-17s %14.4e %14.4e\n", name, forward, 2 * forward);
+}
+
+/* What the optimizer does beyond AdamW's elementwise work, against the paper's statement. */
+static void print_overhead(const spt_config *config, const spt_flops *flops, double training) {
+  const double extra = flops->newton_schulz + flops->power_iteration;
+  if (extra == 0) return;
+  printf("  overhead          %14.4f %%  of the step's FLOPs: Newton-Schulz %.4f %%, power iteration %.4f %%", 100 * extra / training,
+         100 * flops->newton_schulz / training, 100 * flops->power_iteration / training);
+  printf(config->optimizer.method == SPT_METHOD_SPECTRON ? " (the paper: under 1 %%)\n" : "\n");
+}
+
+static void print_matched(const spt_config *config) {
+  const spt_schedule_config *schedule = &config->schedule;
+  if (!schedule->match_flops[0]) return;
+  static const char *const by[] = {[SPT_MATCH_NOMINAL] = "nominal 6ND", [SPT_MATCH_SIX_ND] = "6ND", [SPT_MATCH_EXACT] = "all FLOPs"};
+  printf("steps               %14lld  that spend the FLOPs of %s by", (long long)schedule->steps, schedule->match_flops);
+  for (int i = 0; i < 3; i++)
+    printf("%s %s%s: %lld", i ? "," : "", by[i], i == (int)schedule->match_count ? " (this job)" : "", (long long)schedule->matched[i]);
+  printf("\n");
+}
+
 static void print_flops(const spt_config *config, const spt_flops *flops) {
-  const double tokens = (double)trainer_tokens_per_step(config);
-  printf("FLOPs per step      %14.4e  (%.0f tokens)\n", tokens * flops->train_per_token + flops->optimizer_step,
-         tokens);
-  printf("  layer matrices    %14.4e\n", 3 * tokens * flops->matrices_forward);
-  printf("  attention         %14.4e\n", 3 * tokens * flops->attention_forward);
-  printf("  head              %14.4e\n", 3 * tokens * flops->head_forward);
-  printf("  optimizer         %14.4e  (%.3f %% of the step, all ranks together)\n", flops->optimizer_step,
-         100 * flops->optimizer_step / (tokens * flops->train_per_token + flops->optimizer_step));
+  const double tokens = (double)trainer_tokens_per_step(config), training = tokens * flops->train_per_token,
+               steps = (double)config->schedule.steps;
+  const double *matrix = flops->matrix_forward;
+  printf("FLOPs per step      %14.4e  (%.0f tokens; below, forward and backward)\n", training + flops->optimizer_step, tokens);
+  print_op("q|k|v", tokens * (matrix[SPT_Q] + matrix[SPT_K] + matrix[SPT_V]));
+  print_op("attention", tokens * flops->attention_forward);
+  print_op("o", tokens * matrix[SPT_O]);
+  print_op("gate|up", tokens * (matrix[SPT_GATE] + matrix[SPT_UP]));
+  print_op("down", tokens * matrix[SPT_DOWN]);
+  print_op("head", tokens * flops->head_forward);
+  if (flops->newton_schulz > 0) printf("  Newton-Schulz     %14.4e\n", flops->newton_schulz);
+  if (flops->power_iteration > 0) printf("  power iteration   %14.4e\n", flops->power_iteration);
+  printf("  other optimizer   %14.4e  (optimizer: %.3f %% of the step, all ranks together)\n", flops->adamw + flops->pair_elements,
+         100 * flops->optimizer_step / (training + flops->optimizer_step));
+  print_overhead(config, flops, training);
   printf("  6·N·D             %14.4e  (as the paper counts)\n", tokens * flops->six_nd_per_token);
-  printf("FLOPs of the run    %14.4e  (%lld steps)\n",
-         (double)config->schedule.steps * (tokens * flops->train_per_token + flops->optimizer_step),
-         (long long)config->schedule.steps);
+  printf("FLOPs of the run    %14.4e  (%lld steps; 6·N·D: %.4e)\n", spt_flops_run(config, flops, config->schedule.steps),
+         (long long)config->schedule.steps, steps * tokens * flops->six_nd_per_token);
+  print_matched(config);
 }
 
 static void print_memory(const spt_config *config, const job_memory *memory, const spt_backend *backend, int ranks) {

@@ -167,7 +167,9 @@ static spt_status open_records(trainer *t) {
   const spt_status status = spt_run_folder_write_job(t->folder, job);
   free(job);
   SPT_TRY(status);
-  return spt_metrics_open(t->config.run.output, t->step, &t->metrics);
+  SPT_TRY(spt_metrics_open(t->config.run.output, t->step, &t->metrics));
+  trainer_watch_open(t);
+  return SPT_OK;
 }
 
 static spt_status open_prefetch(trainer *t) {
@@ -215,6 +217,7 @@ spt_status trainer_open(trainer *t) {
   PHASE(open_folder(t));
   PHASE(open_data(t));
   PHASE(open_compute(t));
+  PHASE(trainer_spectral_open(t));
   PHASE(open_bulk(t));
   PHASE(trainer_tree_open(t));
   PHASE(open_data_parallel(t));
@@ -226,16 +229,20 @@ spt_status trainer_open(trainer *t) {
   PHASE(open_records(t));
   PHASE(open_prefetch(t));
   t->first_step = t->step;
+  PHASE(trainer_replay_open(t));
   return SPT_OK;
 }
 
 void trainer_close(trainer *t) {
   spt_prefetch_close(&t->prefetch);
   spt_checkpoint_saver_close(&t->saver);
+  trainer_watch_close(t);
   if (t->metrics) spt_metrics_close(&t->metrics);
   spt_data_parallel_close(&t->data_parallel);
   if (t->bulk) t->bulk->ops->close(&t->bulk);
   trainer_tree_close(t);
+  trainer_spectral_close(t);
+  trainer_replay_close(t);
   spt_optimizer_close(&t->optimizer);
   spt_model_close(&t->model);
   spt_slab_fini(&t->copy_slab);

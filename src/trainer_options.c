@@ -23,6 +23,9 @@ void trainer_print_help(void) {
        "  --profile             at the end, the share of step time by phase, and by op and pass, with FLOP/s and\n"
        "                        GB/s of each against what this machine reached at the start, a large matrix\n"
        "                        product and large arrays; of rank 0, the run's first step left out\n"
+       "  --replay K            recompute the steps up to K from --resume=PATH and look into the last two: what each op\n"
+       "                        wrote, which was the first not finite; no validation, no save; wants a run.output of its\n"
+       "                        own (spectron replay does all that)\n"
        "  --help, --version\n"
        "\n"
        "Example: mpirun -np 2 --bind-to none spectron-dist --set optimizer.lr=0.02 configs/quickstart.toml\n"
@@ -61,6 +64,7 @@ spt_status trainer_options_parse(int argc, char **argv, trainer_options *options
                                         {"backend", required_argument, NULL, 'b'},
                                         {"threads", required_argument, NULL, 't'},
                                         {"profile", no_argument, NULL, 'p'},
+                                        {"replay", required_argument, NULL, 'y'},
                                         {"help", no_argument, NULL, 'h'},
                                         {"version", no_argument, NULL, 'v'},
                                         {NULL, 0, NULL, 0}};
@@ -90,6 +94,10 @@ spt_status trainer_options_parse(int argc, char **argv, trainer_options *options
     case 'b': SPT_TRY(add_device_set(options_p, "device.backend", optarg)); break;
     case 't': SPT_TRY(add_device_set(options_p, "device.threads", optarg)); break;
     case 'p': options_p->profile = true; break;
+    case 'y':
+      options_p->replay = strtoll(optarg, &end, 10);
+      if (*end || options_p->replay < 1) return SPT_FAIL(SPT_ERR_USAGE, "--replay %s: must be a step, from 1 on", optarg);
+      break;
     case 'h': options_p->help = true; return SPT_OK;
     case 'v': options_p->version = true; return SPT_OK;
     case ':': return SPT_FAIL(SPT_ERR_USAGE, "%s needs a value; see spectron-dist --help", argv[optind - 1]);

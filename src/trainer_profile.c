@@ -36,6 +36,7 @@ static const struct {
               {"parameter gather", offsetof(trainer_times, gather), false},
               {"compute copy", offsetof(trainer_times, refresh), false},
               {"logging", offsetof(trainer_times, logging), false},
+              {"beside: telemetry", offsetof(trainer_times, spectral), true},
               {"beside: validation", offsetof(trainer_times, validation), true},
               {"beside: saves", offsetof(trainer_times, save), true}};
 enum { PHASES = sizeof phases / sizeof phases[0] };

@@ -128,6 +128,9 @@ void trainer_progress_close(const trainer *t) {
       100 * times->reduce_wait / times->total);
   trainer_progress_event("saves held the steps up for %.3f s, %.2f %% of the run's loop", times->save,
                          100 * times->save / times->loop);
+  if (t->watch.spikes.count > 0)
+    trainer_progress_event("%lld loss spike%s so far: %s/post-mortem", (long long)t->watch.spikes.count, t->watch.spikes.count == 1 ? "" : "s",
+                           t->config.run.output);
   trainer_progress_event("outputs: %s/checkpoints, %s/metrics.jsonl, %s/metrics.h5", t->config.run.output,
                          t->config.run.output, t->config.run.output);
 }

@@ -122,6 +122,7 @@ spt_status trainer_save(trainer *t, bool best, bool ending) {
   trainer_saves *saves = &t->saves;
   bool finite;
   SPT_TRY(trainer_parameters_finite(t, &finite));
+  if (!finite) trainer_watch_parameters(t);
   if (!finite)
     return SPT_FAIL(
         SPT_ERR_DIVERGED,

@@ -81,6 +81,15 @@ spt_status trainer_tree_reduce(trainer *t, double sums[TRAINER_SUMS]) {
   return SPT_OK;
 }
 
+void trainer_tree_group_squares(const trainer *t, double group_squares[SPT_GRADIENT_GROUPS]) {
+  const trainer_tree *tree = t->tree;
+  const double *parts = tree->values + TRAINER_SUMS + tree->losses;
+  for (int g = 0; g < SPT_GRADIENT_GROUPS; g++) group_squares[g] = 0;
+  for (int i = 0; i < t->params->tensor_count; i++)
+    group_squares[spt_gradient_group(&t->params->tensors[i])] +=
+        spt_tree_sum(parts + tree->first_part[i], tree->first_part[i + 1] - tree->first_part[i]);
+}
+
 double *trainer_tree_validation(trainer *t) {
   trainer_tree_begin(t);
   return t->tree->values;

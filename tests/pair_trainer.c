@@ -48,6 +48,7 @@ void trainer_use(pair_trainer *t, spt_method method, double lr, double momentum,
                                        .lr = lr,
                                        .momentum = momentum,
                                        .newton_schulz_steps = 5,
+                                       .newton_schulz_coefficients = {3.4445, -4.7750, 2.0315},
                                        .power_steps = 1,
                                        .adamw = {.lr = -1, .beta1 = 0.9, .beta2 = 0.95, .eps = 1e-8}};
   spt_optimizer_close(&t->optimizer);

@@ -3,8 +3,12 @@
 #include "ops_fixture.h"
 
 #include "backend_cpu.h"
+#include "core/rng.h"
+
+#include <math.h>
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static spt_backend *open_cpu(spt_backend_kind kind, spt_precision precision, int threads, int local_ranks) {
@@ -130,8 +134,56 @@ static void test_workspace(void **state) {
   }
 }
 
+/* Products so large that one is several tasks: the same bits for any number of threads and in any batch, and right (rows of all blocks, the ragged
+ * last one among them, against sums in double). */
+static void check_large(bool transpose_a, bool transpose_b) {
+  enum { M = 700, N = 600, K = 700, BATCH = 3, ROWS = 7 };
+  static const int rows[ROWS] = {0, 255, 256, 300, 511, 512, 699};
+  float *a = malloc(BATCH * M * K * sizeof *a), *b = malloc(K * N * sizeof *b), *d = malloc(M * N * sizeof *d), *c = malloc((BATCH + 1) * M * N * sizeof *c);
+  assert_true(a && b && d && c);
+  spt_random_normal(ops_seed(), 70, 0, BATCH * M * K, 1, a);
+  spt_random_normal(ops_seed(), 71, 0, K * N, 1, b);
+  spt_random_normal(ops_seed(), 72, 0, M * N, 1, d);
+  const void *as[BATCH], *bs[BATCH], *ds[BATCH];
+  void *cs[BATCH], *alone = c + BATCH * M * N;
+  for (int i = 0; i < BATCH; i++) as[i] = a + i * M * K, bs[i] = b, ds[i] = d, cs[i] = c + i * M * N;
+  spt_gemm_batch batch = {.batch = BATCH, .m = M, .n = N, .k = K, .transpose_a = transpose_a, .transpose_b = transpose_b, .alpha = 0.5f, .beta = 2.0f,
+                          .dtype = SPT_F32, .a = as, .b = bs, .d = ds, .c = cs};
+  spt_backend *backend = open_cpu(SPT_BACKEND_CPU, SPT_PRECISION_FP32, 3, 1);
+  OPS_OK(backend->ops->batched_gemm(backend, &batch));
+  backend->ops->close(&backend);
+  backend = open_cpu(SPT_BACKEND_CPU, SPT_PRECISION_FP32, 1, 1);
+  batch.batch = 1;
+  for (int i = 0; i < BATCH; i++) {
+    batch.a = as + i;
+    batch.c = &alone;
+    OPS_OK(backend->ops->batched_gemm(backend, &batch));
+    assert_memory_equal(alone, cs[i], M * N * sizeof(float));
+  }
+  backend->ops->close(&backend);
+  for (int r = 0; r < ROWS; r++)
+    for (int j = 0; j < N; j += 37) {
+      const int i = rows[r];
+      double sum = 0, size = 0;
+      for (int k = 0; k < K; k++) {
+        const double product = (double)(transpose_a ? a[k * M + i] : a[i * K + k]) * (double)(transpose_b ? b[j * K + k] : b[k * N + j]);
+        sum += product;
+        size += fabs(product);
+      }
+      assert_true(fabs(c[i * N + j] - (0.5 * sum + 2.0 * (double)d[i * N + j])) <= 1e-6 * size);
+    }
+  free(a);
+  free(b);
+  free(d);
+  free(c);
+}
+static void test_large_products(void **state) {
+  (void)state;
+  for (int form = 0; form < 4; form++) check_large(form & 1, form & 2);
+}
+
 int main(void) {
-  const struct CMUnitTest tests[] = {cmocka_unit_test(test_open), cmocka_unit_test(test_peak_and_profile),
+  const struct CMUnitTest tests[] = {cmocka_unit_test(test_open), cmocka_unit_test(test_large_products), cmocka_unit_test(test_peak_and_profile),
                                      cmocka_unit_test(test_workspace)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,6 +1,8 @@
 #include "unit_test.h"
 
-#include "core/flops.h"
+#include "core/flops_match.h"
+
+#include <math.h>
 
 static spt_config config;
 
@@ -70,6 +72,64 @@ static void dense_s_by_muon(void **state) {
   }
 }
 
+/* The paper's equal-FLOPs steps of S, M, L (App. E.3), and by exact counts. */
+static void paper_steps(void **state) {
+  (void)state;
+  const struct {
+    const char *preset;
+    int64_t dense, nominal, six_nd;
+    double millions;
+  } cases[] = {{"S", 1786, 2556, 2559, 134}, {"M", 5664, 9537, 9314, 500}, {"L", 8657, 14878, 14837, 780}};
+  static spt_config dense, low;
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    int64_t steps[3];
+    spt_params *params = open_preset(cases[i].preset, SPT_DENSE, SPT_METHOD_MUON);
+    spt_params_close(&params);
+    dense = config;
+    dense.schedule.steps = cases[i].dense;
+    assert_ok(spt_config_complete(&dense));
+    params = open_preset(cases[i].preset, SPT_LOW_RANK, SPT_METHOD_SPECTRON);
+    low = config;
+    low.schedule.steps = 1;
+    assert_ok(spt_config_complete(&low));
+    assert_ok(spt_flops_match(&dense, &low, steps));
+    assert_int_equal(steps[SPT_MATCH_NOMINAL], cases[i].nominal);
+    assert_int_equal(steps[SPT_MATCH_SIX_ND], cases[i].six_nd);
+    // nearest by all FLOPs
+    spt_flops flops[2];
+    spt_flops_count(&low.model, &low.optimizer, params, &flops[0]);
+    assert_true(spt_nominal_parameters(&low.model, params) == (double)params->count);
+    spt_params_close(&params);
+    assert_ok(spt_params_open(&dense.model, &params));
+    spt_flops_count(&dense.model, &dense.optimizer, params, &flops[1]);
+    assert_true(spt_nominal_parameters(&dense.model, params) == cases[i].millions * 1e6);
+    const double target = spt_flops_run(&dense, &flops[1], cases[i].dense), step = spt_flops_run(&low, &flops[0], 1);
+    assert_true(fabs((double)steps[SPT_MATCH_EXACT] * step - target) <= 0.5 * step);
+    spt_params_close(&params);
+  }
+}
+
+/* The parts are the whole, and the matrices' kinds all matrices. */
+static void parts_add_up(void **state) {
+  (void)state;
+  for (spt_method method = SPT_METHOD_SPECTRON; method <= SPT_METHOD_ADAMW; method++) {
+    for (spt_parameterization p = SPT_LOW_RANK; p <= SPT_DENSE; p++) {
+      spt_params *params = open_preset("92M", p, method);
+      spt_flops flops;
+      spt_flops_count(&config.model, &config.optimizer, params, &flops);
+      double matrices = 0;
+      for (int i = 0; i < SPT_MATRICES; i++) matrices += flops.matrix_forward[i];
+      assert_true(matrices == flops.matrices_forward);
+      assert_true(fabs(flops.newton_schulz + flops.power_iteration + flops.pair_elements + flops.adamw - flops.optimizer_step) <=
+                  1e-12 * flops.optimizer_step);
+      assert_true((flops.newton_schulz > 0) == (method == SPT_METHOD_SPECTRON || method == SPT_METHOD_MUON));
+      assert_true((flops.power_iteration > 0) ==
+                  (p != SPT_DENSE && (method == SPT_METHOD_SPECTRON || method == SPT_METHOD_RENORM)));
+      spt_params_close(&params);
+    }
+  }
+}
+
 /* What each method leaves out, and that Newton–Schulz is proportional to its steps. */
 static void methods(void **state) {
   (void)state;
@@ -100,6 +160,8 @@ int main(void) {
       cmocka_unit_test(dense_s_by_hand),
       cmocka_unit_test(dense_s_by_muon),
       cmocka_unit_test(methods),
+      cmocka_unit_test(parts_add_up),
+      cmocka_unit_test(paper_steps),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

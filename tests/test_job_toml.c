@@ -1,11 +1,15 @@
 #include "unit_test.h"
 
 #include "core/config_keys.h"
+#include "core/params.h"
 #include "io/job_toml.h"
 
 #include <glob.h>
 #include <math.h>
+#include <sys/stat.h>
 #include <unistd.h>
+
+#include "temp_folder.h"
 
 static uint64_t seed;
 static spt_config config, other; // large: kept off the stack
@@ -132,6 +136,10 @@ static void errors_name_place_and_remedy(void **state) {
       {"steps = 1", {":1:1: unknown table [steps]", "schedule", ""}},
       {"[guidance]\nmethod = 'none'", {":1:2: unknown table [guidance]", "known: run", ""}},
       {"[model.x]\ny = 1", {"unknown key [model] x", "", ""}},
+      {"[optimizer]\nnewton_schulz_coefficients = 3", {":2:1: [optimizer] newton_schulz_coefficients: must be a list of 3 numbers", "", ""}},
+      {"[optimizer]\nnewton_schulz_coefficients = [3, 4]", {":2:1: [optimizer] newton_schulz_coefficients: must be a list of 3 numbers", "", ""}},
+      {"[optimizer]\nnewton_schulz_coefficients = [3, 4, 500.5]", {":2:1: [optimizer] newton_schulz_coefficients = 500.5", "[-100, 100]", ""}},
+      {"[optimizer]\nnewton_schulz_coefficients = [3, 4, 5]\nnewton_schulz_variant = 'polar-express'", {":2:1: [optimizer] newton_schulz_coefficients", "are the quintic's", ""}},
       {"[optimizer]\nadamw = 1", {":2:1: [optimizer.adamw] must be a table", "", ""}},
       {"model = 1", {":1:1: [model] must be a table", "", ""}},
       {"[[model]]\nhidden = 1", {"[model] must be a table", "", ""}},
@@ -259,6 +267,11 @@ static void random_value(const spt_key *key, spt_config *target, uint64_t *draw)
     *(double *)place = low + (high - low) * (u > 0 ? bits & 1 ? u : u * u * u * u : 0.5);
     if (bits & 2) *(double *)place = floor(*(double *)place) > low ? floor(*(double *)place) : *(double *)place;
     break;
+  case SPT_KEY_REALS:
+    assert_int_equal(sscanf(key->values + 1, "%lf, %lf%1s", &low, &high, end), 3);
+    for (size_t i = 0; i < key->size / sizeof(double); i++)
+      ((double *)place)[i] = low + (high - low) * ((double)(spt_random_bits(seed, 20, ++*draw) >> 11) * 0x1p-53);
+    break;
   case SPT_KEY_BOOL: *(bool *)place = bits & 1; break;
   case SPT_KEY_ENUM: {
     char name[32];
@@ -283,7 +296,10 @@ static void random_config(spt_config *target, uint64_t *draw) {
   for (char *c = target->run.name; *c; c++) *c = *c == '/' ? '_' : *c;
   target->model.heads = target->model.kv_heads = 1 + (int64_t)(bits >> 8) % 64;
   target->model.hidden = target->model.heads * 2 * (1 + (int64_t)(bits >> 16) % 100);
-  if (target->model.parameterization == SPT_DENSE) target->optimizer.method = SPT_METHOD_ADAMW;
+  memset(target->schedule.match_flops, 0, sizeof target->schedule.match_flops); // matched_flops has it, and its way of counting
+  target->schedule.match_count = SPT_MATCH_NOMINAL;
+  if (target->optimizer.newton_schulz_variant != SPT_NEWTON_SCHULZ_QUINTIC)
+    memcpy(target->optimizer.newton_schulz_coefficients, spt_quintic, sizeof spt_quintic);
   target->schedule.steps = 1 + (int64_t)(bits >> 20) % 100000;
   target->schedule.tokens = 0;
   if (bits & 4) {
@@ -350,7 +366,8 @@ static void compare_names_each_change(void **state) {
     assert_memory_not_equal(place, (char *)&config + key->offset, key->size);
     s = (seen){0};
     spt_job_compare(&config, &other, see, &s);
-    if (strcmp(name, "model.preset") == 0) { // only a name for values that are compared themselves
+    // only names for values that are compared themselves
+    if (strcmp(name, "model.preset") == 0 || strncmp(name, "schedule.match_", 15) == 0) {
       assert_int_equal(s.count, 0);
       continue;
     }
@@ -371,6 +388,11 @@ static void compare_names_each_change(void **state) {
   spt_job_compare(&config, &other, see, &s);
   assert_string_equal(s.before, "0.01");
   assert_string_equal(s.after, "0.02");
+}
+
+static void refuse_change(void *context, const char *key, const char *before, const char *after, spt_job_change change) {
+  (void)context, (void)change;
+  fail_msg("%s: %s, %s", key, before, after);
 }
 
 static void files(void **state) {
@@ -396,6 +418,54 @@ static void files(void **state) {
   assert_fails(SPT_ERR_USAGE, spt_job_load(path, NULL, 0, &config), expected);
   assert_int_equal(unlink(path), 0);
   assert_int_equal(rmdir(folder), 0);
+}
+
+static void write_job(const char *name, const char *text) {
+  FILE *file = fopen(temp_path(name), "w");
+  assert_non_null(file);
+  assert_true(fputs(text, file) >= 0 && fclose(file) == 0);
+}
+
+/* Steps that spend another job's FLOPs: 6·N·D on the same batch is the ratio of the counts. What is printed and compared is the steps. */
+static void matched_flops(void **state) {
+  (void)state;
+  const char *const low = "[model]\nhidden = 96\nlayers = 2\nheads = 4\n[schedule]\nmatch_flops = \"dense.toml\"\n";
+  write_job("dense.toml", "[model]\nhidden = 96\nlayers = 2\nheads = 4\nparameterization = \"dense\"\n[schedule]\nsteps = 1000\n");
+  write_job("low.toml", low);
+  assert_ok(spt_job_load(temp_path("low.toml"), NULL, 0, &config));
+  spt_params *dense, *factors;
+  assert_ok(spt_params_open(&config.model, &factors));
+  assert_ok(spt_job_load(temp_path("dense.toml"), NULL, 0, &other));
+  assert_ok(spt_params_open(&other.model, &dense));
+  const double ratio = (double)dense->count / (double)factors->count;
+  assert_int_equal(config.schedule.matched[SPT_MATCH_NOMINAL], (int64_t)(1000 * ratio)); // no preset's shape: exact, truncated
+  assert_int_equal(config.schedule.matched[SPT_MATCH_SIX_ND], (int64_t)(1000 * ratio + 0.5));
+  assert_int_equal(config.schedule.steps, config.schedule.matched[SPT_MATCH_NOMINAL]);
+  spt_params_close(&dense);
+  spt_params_close(&factors);
+
+  char *text = spt_job_print(&config);
+  assert_non_null(text);
+  assert_null(strstr(text, "match_"));
+  assert_int_equal(unlink(temp_path("dense.toml")), 0);
+  assert_ok(spt_job_parse(text, "kept.toml", temp_folder, NULL, 0, &other));
+  free(text);
+  spt_job_compare(&config, &other, refuse_change, NULL);
+  assert_fails(SPT_ERR_USAGE, spt_job_load(temp_path("low.toml"), NULL, 0, &config), "low.toml:6:", "[schedule] match_flops", "dense.toml",
+               "No such file");
+  const char *const sets[] = {"schedule.steps=7"}; // replaces it
+  assert_ok(spt_job_load(temp_path("low.toml"), sets, 1, &config));
+  assert_int_equal(config.schedule.steps, 7);
+
+  write_job("dense.toml", low);
+  assert_fails(SPT_ERR_USAGE, spt_job_load(temp_path("low.toml"), NULL, 0, &config), "dense.toml", "leads back to it");
+  assert_fails(SPT_ERR_USAGE, spt_job_load(temp_path("dense.toml"), NULL, 0, &config), "leads back to it");
+  write_job("dense.toml", "[model]\nhidden = 96\nlayers = 2\nheads = x\n");
+  assert_fails(SPT_ERR_USAGE, spt_job_load(temp_path("low.toml"), NULL, 0, &config), "low.toml:6:", "dense.toml:4:");
+  write_job("dense.toml", "[model]\nhidden = 48\nlayers = 1\nheads = 4\nvocab = 16\n[batch]\nsequences = 1\n[schedule]\nsteps = 1\n");
+  assert_fails(SPT_ERR_USAGE, spt_job_load(temp_path("low.toml"), NULL, 0, &config), "fewer than one step");
+  write_job("both.toml", "[model]\nhidden = 48\nlayers = 1\nheads = 4\nvocab = 16\n[batch]\nsequences = 1\n[schedule]\nsteps = 2\nmatch_flops = \"dense.toml\"\n");
+  assert_fails(SPT_ERR_USAGE, spt_job_load(temp_path("both.toml"), NULL, 0, &config), "gives 1 steps", "leave [schedule] steps and tokens out");
 }
 
 /* The job files of configs/ load, and example.toml shows every key at its default. */
@@ -488,6 +558,7 @@ int main(void) {
       cmocka_unit_test(printed_job_reads_back),
       cmocka_unit_test(compare_names_each_change),
       cmocka_unit_test(files),
+      cmocka_unit_test_setup_teardown(matched_flops, temp_folder_make, temp_folder_remove),
       cmocka_unit_test(shipped_job_files),
       cmocka_unit_test(damaged_text),
   };

@@ -46,7 +46,15 @@ static spt_metric_record make(int64_t step) {
                          .reduce_bytes = (int64_t)(spt_random_bits(seed, s, 50) >> 2),
                          .reduce_messages = step + 1,
                          .gather_bytes = 3 * step,
-                         .gather_messages = step};
+                         .gather_messages = step,
+                         .ranks = 1 + step % 3,
+                         .micro = 2 * step,
+                         .threads = 4,
+                         .loss_z = step % 4 ? number(s, 30) : (double)NAN,
+                         .spikes = step / 2,
+                         .gradient_groups = (uint32_t)spt_random_bits(seed, 0, 60) & ((1u << SPT_GRADIENT_GROUPS) - 1)};
+  if (step % 11 == 0) r.gradient_groups = 0; // not taken
+  for (int g = 0; g < SPT_GRADIENT_GROUPS; g++) r.grad_norms[g] = step % 7 == 0 ? (double)INFINITY : number(s, 70 + (uint64_t)g);
   if (step % 5 == 0) r.loss = NAN;
   if (step % 7 == 0) r.grad_norm = step % 2 ? INFINITY : -INFINITY;
   if (step % 3 == 0) {
@@ -54,6 +62,18 @@ static spt_metric_record make(int64_t step) {
     r.validation_loss = number(s, 20);
     r.perplexity = step % 9 == 0 ? INFINITY : number(s, 21);
     r.bits_per_byte = step % 2 ? NAN : number(s, 22);
+  }
+  if (step % 4 == 0) { // telemetry of one matrix more at every twelfth step
+    static spt_metric_matrix matrices[3];
+    r.spectral_seconds = number(s, 30);
+    r.spectral_violations = step % 8;
+    r.matrices = matrices;
+    r.matrix_count = step % 12 == 0 ? 3 : 2;
+    for (int i = 0; i < r.matrix_count; i++) {
+      double *values = &matrices[i].values.a;
+      snprintf(matrices[i].name, sizeof matrices[i].name, "model.layers.%d.mlp.up_proj%s", i % 2, i == 2 ? ".guide" : "");
+      for (int j = 0; j < SPT_TELEMETRY_FIELDS; j++) values[j] = (step + j) % 5 == 0 ? NAN : number(s, (uint64_t)(100 + 20 * i + j));
+    }
   }
   return r;
 }
@@ -71,6 +91,10 @@ static void assert_record(const spt_metric_record *r, int64_t step) {
   assert_true(r->step == w.step && r->tokens == w.tokens && r->reduce_bytes == w.reduce_bytes &&
               r->reduce_messages == w.reduce_messages && r->gather_bytes == w.gather_bytes &&
               r->gather_messages == w.gather_messages && r->validated == w.validated);
+  assert_true(r->ranks == w.ranks && r->micro == w.micro && r->threads == w.threads && r->spikes == w.spikes &&
+              r->gradient_groups == w.gradient_groups);
+  assert_same(r->loss_z, w.loss_z);
+  for (int g = 0; g < SPT_GRADIENT_GROUPS; g++) assert_same(r->grad_norms[g], w.gradient_groups >> g & 1 ? w.grad_norms[g] : (double)NAN);
   const double found[] = {r->loss,
                           r->lr,
                           r->grad_norm,
@@ -94,6 +118,12 @@ static void assert_record(const spt_metric_record *r, int64_t step) {
                            w.optimizer_seconds,
                            w.save_seconds};
   for (size_t i = 0; i < sizeof found / sizeof *found; i++) assert_same(found[i], wanted[i]);
+  assert_true(r->matrix_count == w.matrix_count && r->spectral_violations == w.spectral_violations);
+  assert_same(r->spectral_seconds, w.spectral_seconds);
+  for (int i = 0; i < w.matrix_count; i++) {
+    assert_string_equal(r->matrices[i].name, w.matrices[i].name);
+    for (int j = 0; j < SPT_TELEMETRY_FIELDS; j++) assert_same((&r->matrices[i].values.a)[j], (&w.matrices[i].values.a)[j]);
+  }
   if (!w.validated) return;
   assert_same(r->validation_loss, w.validation_loss);
   assert_same(r->perplexity, w.perplexity);
@@ -224,7 +254,7 @@ static void torn_lines(void **unused) {
 }
 
 /* A dataset of metrics.h5; its length. */
-static int64_t read_series(const char *name, double *values) {
+static int64_t read_array(const char *name, int dimensions, double *values) {
   char path[800];
   snprintf(path, sizeof path, "%s/metrics.h5", folder);
   const hid_t file = H5Fopen(path, H5F_ACC_RDONLY, H5P_DEFAULT),
@@ -232,13 +262,38 @@ static int64_t read_series(const char *name, double *values) {
   if (set < 0) fail_msg("%s: no %s", path, name);
   const hid_t space = H5Dget_space(set);
   const int64_t count = (int64_t)H5Sget_simple_extent_npoints(space);
-  assert_int_equal(H5Sget_simple_extent_ndims(space), 1);
+  assert_int_equal(H5Sget_simple_extent_ndims(space), dimensions);
   assert_true(count <= 1000 &&
               (count == 0 || H5Dread(set, H5T_NATIVE_DOUBLE, H5S_ALL, H5S_ALL, H5P_DEFAULT, values) >= 0));
   H5Sclose(space);
   H5Dclose(set);
   H5Fclose(file);
   return count;
+}
+
+static int64_t read_series(const char *name, double *values) {
+  return read_array(name, 1, values);
+}
+
+/* Seven records with telemetry, up to step 30; a third matrix at steps 12 and 24 only. */
+static void assert_telemetry_in_hdf5(void) {
+  double values[1000];
+  assert_int_equal(read_series("/spectral/step", values), 7);
+  for (int i = 0; i < 7; i++) assert_true(values[i] == 4 * (i + 1));
+  assert_int_equal(read_series("/spectral/spectral_violations", values), 7);
+  for (int i = 0; i < 7; i++) assert_true(values[i] == 4 * (i + 1) % 8);
+  static const char *const names[] = {"/spectral/a", "/spectral/dw_upper", "/spectral/slack"};
+  static const size_t offsets[] = {offsetof(spt_telemetry, a), offsetof(spt_telemetry, dw_upper), offsetof(spt_telemetry, slack)};
+  for (int k = 0; k < 3; k++) {
+    assert_int_equal(read_array(names[k], 2, values), 21);
+    for (int i = 0; i < 21; i++) {
+      const spt_metric_record record = make(4 * (i / 3 + 1));
+      const int matrix = i % 3;
+      double wanted = NAN;
+      if (matrix < record.matrix_count) memcpy(&wanted, (const char *)&record.matrices[matrix].values + offsets[k], sizeof wanted);
+      assert_same(values[i], wanted);
+    }
+  }
 }
 
 static void same_in_hdf5(void **unused) {
@@ -258,12 +313,25 @@ static void same_in_hdf5(void **unused) {
   for (int i = 0; i < 30; i++) assert_true(values[i] == i + 1);
   assert_int_equal(read_series("/loss", values), 30);
   for (int i = 0; i < 30; i++) assert_same(values[i], make(i + 1).loss);
+  const uint32_t groups = make(1).gradient_groups;
+  for (int g = 0; g < SPT_GRADIENT_GROUPS; g++) {
+    char name[64];
+    if (!(groups >> g & 1)) continue;
+    snprintf(name, sizeof name, "/grad_norms/%s", spt_gradient_group_name(g));
+    assert_int_equal(read_series(name, values), 30);
+    for (int i = 0; i < 30; i++) {
+      const spt_metric_record r = make(i + 1);
+      assert_true(r.gradient_groups ? isfinite(r.grad_norms[g]) ? values[i] == r.grad_norms[g] : isinf(values[i]) || isnan(values[i]) : isnan(values[i]));
+    }
+  }
   assert_int_equal(read_series("/gather_bytes", values), 30);
   for (int i = 0; i < 30; i++) assert_true(values[i] == 3 * (i + 1));
   assert_int_equal(read_series("/validation/step", values), 10);
   for (int i = 0; i < 10; i++) assert_true(values[i] == 3 * (i + 1));
   assert_int_equal(read_series("/validation/validation_loss", values), 10);
   for (int i = 0; i < 10; i++) assert_same(values[i], make(3 * (i + 1)).validation_loss);
+
+  assert_telemetry_in_hdf5();
 
   append(metrics, 31, 31);
   faults.writes_left = 0;

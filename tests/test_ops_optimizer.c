@@ -198,21 +198,22 @@ static factor_test make_factor(ops_fixture *f) {
 }
 
 static void factor_body(ops_fixture *f) {
-  enum { COUNT = 6 };
+  enum { MOST = 6 };
   const spt_ops *ops = f->backend->ops;
-  factor_test t[COUNT];
-  spt_factor_entry entries[COUNT];
-  for (int i = 0; i < COUNT; i++) t[i] = make_factor(f), entries[i] = t[i].entry;
-  const float beta = 0.9f, clip = 0.25f, lr = 0.02f, decay = 0.1f;
+  factor_test t[MOST];
+  spt_factor_entry entries[MOST];
   const bool normalize = ops_draw(f, 0, 1), renormalize = ops_draw(f, 0, 1);
+  const int count_of = renormalize ? MOST : (int)ops_draw(f, 1, MOST); // pairs, or any number of matrices
+  for (int i = 0; i < count_of; i++) t[i] = make_factor(f), entries[i] = t[i].entry;
+  const float beta = 0.9f, clip = 0.25f, lr = 0.02f, decay = 0.1f;
   const int steps = (int)ops_draw(f, 1, 3);
   const spt_control *const skip = control_of(f, clip, 0.0f), *const go = control_of(f, clip, 1.0f);
-  OPS_OK(ops->factor_momentum(f->backend, COUNT, entries, beta, normalize, f->act, skip)); // nothing happens
-  OPS_OK(ops->factor_momentum(f->backend, COUNT, entries, beta, normalize, f->act, go));
-  OPS_OK(ops->power_iteration(f->backend, COUNT, entries, steps, skip));
-  OPS_OK(ops->power_iteration(f->backend, COUNT, entries, steps, go));
-  double sigma[COUNT], *x[COUNT];
-  for (int i = 0; i < COUNT; i++) {
+  OPS_OK(ops->factor_momentum(f->backend, count_of, entries, beta, normalize, f->act, skip)); // nothing happens
+  OPS_OK(ops->factor_momentum(f->backend, count_of, entries, beta, normalize, f->act, go));
+  OPS_OK(ops->power_iteration(f->backend, count_of, entries, steps, skip));
+  OPS_OK(ops->power_iteration(f->backend, count_of, entries, steps, go));
+  double sigma[MOST], *x[MOST];
+  for (int i = 0; i < count_of; i++) {
     const int64_t rows = entries[i].rows, cols = entries[i].cols, count = rows * cols;
     double norm = 0.0, *want_x = ops_zeros(f, count);
     for (int64_t k = 0; k < count; k++) {
@@ -228,9 +229,9 @@ static void factor_body(ops_fixture *f) {
     ops_check(f, "sigma", ops_get(f, entries[i].sigma, 1, SPT_F32), &sigma[i], 1, SPT_F32, 1.0);
     ops_check(f, "u", ops_get(f, entries[i].u, rows, SPT_F32), t[i].u, rows, SPT_F32, 2.0);
   }
-  OPS_OK(ops->factor_update(f->backend, COUNT, entries, lr, decay, renormalize, f->act, skip));
-  OPS_OK(ops->factor_update(f->backend, COUNT, entries, lr, decay, renormalize, f->act, go));
-  for (int i = 0; i < COUNT; i++) {
+  OPS_OK(ops->factor_update(f->backend, count_of, entries, lr, decay, renormalize, f->act, skip));
+  OPS_OK(ops->factor_update(f->backend, count_of, entries, lr, decay, renormalize, f->act, go));
+  for (int i = 0; i < count_of; i++) {
     const int64_t count = entries[i].rows * entries[i].cols;
     const double rho = renormalize ? (double)lr / (sigma[i & ~1] + sigma[i | 1] + 1.0) : (double)lr;
     for (int64_t k = 0; k < count; k++) t[i].w[k] = (1.0 - (double)lr * (double)decay) * t[i].w[k] - rho * x[i][k];

@@ -1,5 +1,6 @@
 #include "unit_test.h"
 
+#include "core/gradient_groups.h"
 #include "core/params.h"
 
 #include <dlfcn.h>
@@ -227,6 +228,38 @@ static void check_pair(const spt_model_config *model, const spt_params *params, 
   free(sigma);
 }
 
+/* A tensor's group by its name alone: the last part for a factor or dense matrix, with .A, .B or nothing. */
+static void group_name_of(const char *tensor, char name[64]) {
+  const char *dot = strrchr(tensor, '.'), *proj = strstr(tensor, "_proj.");
+  if (proj) {
+    const char *begin = proj;
+    while (begin[-1] != '.') begin--;
+    snprintf(name, 64, "%.*s%s", (int)(proj + 5 - begin), begin, strcmp(dot, ".weight") == 0 ? "" : dot);
+  } else
+    snprintf(name, 64, "%s", strstr(tensor, "norm") ? "gains" : strstr(tensor, "lm_head") ? "head" : "embedding");
+}
+
+static void gradient_groups_follow_names(void **state) {
+  (void)state;
+  for (spt_parameterization how = SPT_LOW_RANK; how <= SPT_DENSE; how++) {
+    spt_model_config model = odd_model(0.4, 7);
+    model.parameterization = how;
+    spt_params *params = open_table(&model);
+    uint32_t present = 0;
+    for (int i = 0; i < params->tensor_count; i++) {
+      char wanted[64];
+      const int group = spt_gradient_group(&params->tensors[i]);
+      group_name_of(params->tensors[i].name, wanted);
+      assert_true(group >= 0 && group < SPT_GRADIENT_GROUPS);
+      assert_string_equal(spt_gradient_group_name(group), wanted);
+      present |= 1u << group;
+    }
+    assert_int_equal(spt_gradient_groups_present(params), present);
+    assert_int_equal(__builtin_popcount(present), how == SPT_LOW_RANK ? 17 : how == SPT_LOW_RANK_FFN ? 13 : 10);
+    spt_params_close(&params);
+  }
+}
+
 static void factors_are_the_truncated_svd(void **state) {
   (void)state;
   const double ratios[] = {0.25, 0.4, 1, 0.01}; // full rank at 1, rank 1 at 0.01
@@ -312,6 +345,7 @@ int main(void) {
       cmocka_unit_test(counts_of_the_designs_table),
       cmocka_unit_test(names_and_roles),
       cmocka_unit_test(pairs_and_layers),
+      cmocka_unit_test(gradient_groups_follow_names),
       cmocka_unit_test(factors_are_the_truncated_svd),
       cmocka_unit_test(pairs_do_not_depend_on_threads),
       cmocka_unit_test(slices_do_not_depend_on_cuts),

@@ -64,6 +64,13 @@ static void make_run(const char *output, bool validated, bool saved) {
     r.validated = validated && step % 10 == 0;
     r.validation_loss = step == 10 ? 3 : step == 20 ? NAN : 4.5;
     r.perplexity = exp(r.validation_loss);
+    spt_metric_matrix matrices[2] = {{"model.layers.0.self_attn.o_proj", {.slack = step == 20 ? 0.75 : 0.5}},
+                                     {"model.layers.1.mlp.up_proj", {.slack = step == 30 ? NAN : 0.25}}};
+    if (validated && step % 10 == 0) {
+      r.matrices = matrices;
+      r.matrix_count = 2;
+      r.spectral_violations = saved ? 0 : 1;
+    }
     assert_ok(spt_metrics_append(metrics, &r));
   }
   spt_metrics_close(&metrics);
@@ -99,6 +106,7 @@ static void numbers(void **unused) {
                                       "bits per byte: 1.2500\n",
                                       "tokens/s: 1550 (median of 30 records)\n",
                                       "data wait: 0.50 % of step time\n",
+                                      "telemetry: 3 records; largest |dW|_2 / eta 0.7500, of model.layers.0.self_attn.o_proj at step 20; Eq. 10 holds in all\n",
                                       "/checkpoints/step-00000030.h5\n",
                                       "/checkpoints/best.h5\n",
                                       "/run/metrics.jsonl\n"};
@@ -113,6 +121,10 @@ static void numbers(void **unused) {
 static void young_run(void **unused) {
   (void)unused;
   char *out;
+  make_run(temp_path("broken"), true, false);
+  assert_ok(report(temp_path("broken"), "--no-picture", &out));
+  assert_says(out, "; 3 matrices BREAK A BOUND that always holds");
+  free(out);
   make_run(temp_path("young"), false, false);
   assert_ok(report("--no-picture", temp_path("young/"), &out));
   assert_says(out, "validation loss: not taken\n");

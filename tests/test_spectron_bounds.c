@@ -185,7 +185,9 @@ static void test_newton_schulz_maximum(void **state) {
     lists[i] = x + 4 * i;
   }
   assert_ok(backend->ops->upload(backend, x, host, 4 * POINTS * sizeof *host));
-  assert_ok(spt_newton_schulz(backend, POINTS, 2, 2, SPT_F32, 5, lists, scratch, lists + POINTS));
+  spt_optimizer_config quintic = {.newton_schulz_steps = 5};
+  memcpy(quintic.newton_schulz_coefficients, spt_quintic, sizeof spt_quintic);
+  assert_ok(spt_newton_schulz(backend, &quintic, POINTS, 2, 2, SPT_F32, lists, scratch, lists + POINTS));
   double largest = 0;
   for (int i = 0; i < POINTS; i++) {
     float result[4];

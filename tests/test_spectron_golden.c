@@ -28,6 +28,7 @@ typedef struct problem {
   spt_params params;
   int64_t offset[TENSORS_MAX]; /* in the slabs: with gaps */
   spt_layout layout;
+  int factor_pairs;    /* pairs before the dense matrices */
   int64_t factor_rows; /* elements of all u */
   float *value, *power_u, *gradients;
 } problem;
@@ -50,7 +51,7 @@ static int add_tensor(const char *name, spt_role role, int pair, int64_t rows, i
   golden.params.count += tensor->count;
   golden.offset[index] = golden.layout.elements;
   golden.layout.elements += (tensor->count + 31) / 16 * 16;
-  if (pair >= 0) golden.factor_rows += rows;
+  if (spt_tensor_is_factor(tensor)) golden.factor_rows += rows;
   return index;
 }
 
@@ -63,11 +64,14 @@ static int open_golden(void **state) {
   golden.params.pairs = golden.pairs;
   golden.layout.offset = golden.offset;
 
-  int64_t shapes[PAIRS_MAX][3], others[2][3];
-  golden.params.pair_count = (int)golden_count(golden.file, "pairs") / 3;
-  assert_in_range(golden.params.pair_count, 1, PAIRS_MAX);
-  golden_int64(golden.file, "pairs", 3 * golden.params.pair_count, shapes[0]);
-  for (int i = 0; i < golden.params.pair_count; i++) {
+  int64_t shapes[PAIRS_MAX][3], dense[PAIRS_MAX][2], others[2][3];
+  golden.factor_pairs = (int)golden_count(golden.file, "pairs") / 3;
+  golden.params.pair_count = golden.factor_pairs + (int)golden_count(golden.file, "dense") / 2;
+  assert_in_range(golden.factor_pairs, 1, PAIRS_MAX);
+  assert_in_range(golden.params.pair_count, golden.factor_pairs + 1, PAIRS_MAX);
+  golden_int64(golden.file, "pairs", 3 * golden.factor_pairs, shapes[0]);
+  golden_int64(golden.file, "dense", 2 * (golden.params.pair_count - golden.factor_pairs), dense[0]);
+  for (int i = 0; i < golden.factor_pairs; i++) {
     char name[SPT_NAME_MAX];
     const int64_t m = shapes[i][0], n = shapes[i][1], r = shapes[i][2];
     snprintf(name, sizeof name, "pair%d.A", i);
@@ -75,6 +79,12 @@ static int open_golden(void **state) {
     snprintf(name, sizeof name, "pair%d.B", i);
     const int b = add_tensor(name, SPT_ROLE_FACTOR_B, i, n, r, true);
     golden.pairs[i] = (spt_pair){.a = a, .b = b, .layer = 0, .matrix = SPT_Q, .m = m, .n = n, .r = r};
+  }
+  for (int i = golden.factor_pairs; i < golden.params.pair_count; i++) {
+    char name[SPT_NAME_MAX];
+    const int64_t m = dense[i - golden.factor_pairs][0], n = dense[i - golden.factor_pairs][1];
+    snprintf(name, sizeof name, "dense%d", i - golden.factor_pairs);
+    golden.pairs[i] = (spt_pair){.a = add_tensor(name, SPT_ROLE_DENSE, i, m, n, true), .b = -1, .layer = 0, .matrix = SPT_Q, .m = m, .n = n};
   }
   golden_int64(golden.file, "others", 6, others[0]);
   add_tensor("embed", SPT_ROLE_EMBEDDING, -1, others[0][0], others[0][1], others[0][2] != 0);
@@ -129,6 +139,7 @@ static int index_of(const char *text, int count, const char *const names[]) {
 static void read_case(const char *name, method_case *c) {
   static const char *const methods[] = {"spectron", "muon", "renorm", "sgd", "adamw"};
   static const char *const schedules[] = {"cosine", "linear", "constant"};
+  static const char *const variants[] = {"quintic", "polar-express"};
   char text[32];
   *c = (method_case){.name = name};
   golden_attribute_text(golden.file, case_path(c, ""), "method", text, sizeof text);
@@ -141,6 +152,12 @@ static void read_case(const char *name, method_case *c) {
       .newton_schulz_steps = golden_attribute_int(golden.file, case_path(c, ""), "newton_schulz_steps"),
       .power_steps = golden_attribute_int(golden.file, case_path(c, ""), "power_steps"),
       .adamw = {case_number(c, "adamw_lr"), case_number(c, "beta1"), case_number(c, "beta2"), case_number(c, "eps")}};
+  golden_attribute_text(golden.file, case_path(c, ""), "variant", text, sizeof text);
+  c->config.newton_schulz_variant = (spt_newton_schulz_variant)index_of(text, 2, variants);
+  for (int i = 0; i < 3; i++) {
+    const char name[] = {'c', 'o', 'e', 'f', 'f', 'i', 'c', 'i', 'e', 'n', 't', '_', (char)('a' + i), '\0'};
+    c->config.newton_schulz_coefficients[i] = case_number(c, name);
+  }
   golden_attribute_text(golden.file, case_path(c, ""), "kind", text, sizeof text);
   c->schedule = (spt_schedule_config){.kind = (spt_schedule_kind)index_of(text, 3, schedules),
                                       .steps = golden.steps,
@@ -153,7 +170,7 @@ static void read_case(const char *name, method_case *c) {
   const int64_t sigmas = golden_count(golden.file, case_path(c, "sigma"));
   c->has_sigma = sigmas >= 0;
   if (c->has_sigma)
-    golden_doubles(golden.file, case_path(c, "sigma"), golden.steps * golden.params.pair_count * 2, c->sigma);
+    golden_doubles(golden.file, case_path(c, "sigma"), golden.steps * golden.factor_pairs * 2, c->sigma);
 }
 
 /* Optimizers over one pair of slabs, each with its share, as ranks would have them. */
@@ -244,11 +261,11 @@ static void close_run(run *r) {
 }
 
 static void check_sigmas(const method_case *c, const run *r, int64_t t, double bound) {
-  for (int i = 0; i < golden.params.pair_count; i++) {
+  for (int i = 0; i < golden.factor_pairs; i++) {
     float sigma[2];
     assert_ok(spt_optimizer_sigmas(r->optimizer[i % r->ranks], i / r->ranks, &sigma[0], &sigma[1]));
     for (int side = 0; side < 2; side++) {
-      const double expected = c->sigma[(t * golden.params.pair_count + i) * 2 + side];
+      const double expected = c->sigma[(t * golden.factor_pairs + i) * 2 + side];
       if (!(fabs(sigma[side] / expected - 1) <= bound))
         fail_msg("%s, step %d: sigma %d of pair %d is %.9g, not %.9g", c->name, (int)t, side, i, sigma[side], expected);
     }
@@ -262,7 +279,7 @@ static void run_steps(const method_case *c, run *r, double bound) {
     upload_all(r, r->gradients, golden.gradients + t * golden.params.count);
     spt_control control = {0};
     assert_ok(ops->upload(r->backend, r->control, &control, sizeof control));
-    for (int rank = 0; rank < r->ranks; rank++) assert_ok(spt_optimizer_gradient_stats(r->optimizer[rank], r->control));
+    for (int rank = 0; rank < r->ranks; rank++) assert_ok(spt_optimizer_gradient_stats(r->optimizer[rank], r->control, NULL));
     assert_ok(ops->download(r->backend, &control, r->control, sizeof control));
     assert_true(control.non_finite == 0);
     assert_true(fabs(control.sum_squares / c->sum_squares[t] - 1) <= 1e-6);
@@ -385,6 +402,8 @@ int main(void) {
       cmocka_unit_test_prestate(test_method, (void *)"muon"),
       cmocka_unit_test_prestate(test_method, (void *)"renorm"),
       cmocka_unit_test_prestate(test_method, (void *)"sgd"),
+      cmocka_unit_test_prestate(test_method, (void *)"polar_express"),
+      cmocka_unit_test_prestate(test_method, (void *)"coefficients"),
       cmocka_unit_test_prestate(test_method, (void *)"adamw"),
   };
   return cmocka_run_group_tests(tests, open_golden, close_golden);

@@ -26,7 +26,8 @@ static spt_status group_backward(spt_model *model, int64_t layer, int group, int
                                         .dgain = gradients.dgain,
                                         .gradients = spt_model_group_tensors(model, model->gradients, layer, group),
                                         .workspace = spt_slab_at(&model->workspace, model->workspace_offset)};
-  return model->backend->ops->group_backward(model->backend, &args);
+  SPT_TRY(model->backend->ops->group_backward(model->backend, &args));
+  return spt_model_saw_group_gradients(model, layer, group, tokens, gradients.dgain, gradients.dx ? gradients.dx : gradients.dx_residual);
 }
 
 static spt_status progress(const spt_backward_hooks *hooks) {
@@ -67,6 +68,8 @@ static spt_status layer_backward(spt_model *model, int64_t layer, int64_t sequen
                                         .dqkv = dqkv,
                                         .workspace = spt_slab_at(&model->workspace, model->workspace_offset)};
   SPT_TRY(model->backend->ops->attention_backward(model->backend, &attention));
+  SPT_TRY(spt_model_saw(model, "self_attn", layer, SPT_SEEN_INPUT_GRADIENT, model->backend->act,
+                        tokens * spt_group_out(&model->groups[GROUP_QKV]), dqkv));
   SPT_TRY(progress(hooks));
   return group_backward(
       model, layer, GROUP_QKV, tokens, model_gain(model, tensors.attention_norm), model_at(model, model->x[layer]),
@@ -90,5 +93,6 @@ spt_status spt_model_train(spt_model *model, int64_t sequences, const int32_t *i
   SPT_TRY(backend->ops->embedding_backward(backend, sequences * model->config.seq_len, model->config.hidden,
                                            model->config.vocab, model_at(model, model->ids), model_at(model, model->dx),
                                            model_gradient(model, spt_params_embedding(model->params))));
+  SPT_TRY(spt_model_saw_gradient(model, spt_params_embedding(model->params)));
   return hooks ? hooks->grad_ready(hooks->context, (int)layers + 1) : SPT_OK;
 }

@@ -24,6 +24,8 @@ const spt_preset *spt_presets(int *count_p) {
   return presets;
 }
 
+const double spt_quintic[3] = {3.4445, -4.7750, 2.0315};
+
 static void list_presets(char *text, size_t size) {
   size_t used = 0;
   for (int i = 0; i < PRESET_COUNT && used < size; i++) {
@@ -63,6 +65,7 @@ void spt_config_defaults(spt_config *config) {
   config->optimizer.momentum = 0.95;
   config->optimizer.weight_decay = 0.1; // ours: the paper sweeps 1e-1 … 1e-3 and prints no choice
   config->optimizer.newton_schulz_steps = 5;
+  memcpy(config->optimizer.newton_schulz_coefficients, spt_quintic, sizeof spt_quintic);
   config->optimizer.power_steps = 1;
   config->optimizer.adamw.lr = -1;
   config->optimizer.adamw.beta1 = 0.9;
@@ -81,6 +84,8 @@ void spt_config_defaults(spt_config *config) {
   config->dist.save_timeout_seconds = 3600;
   config->dist.validation_timeout_seconds = 600;
   config->metrics.every = 1;
+  config->metrics.spectral_every = 100;
+  config->metrics.spike_z = 7;
 }
 
 int64_t spt_factor_rank(double rank_ratio, int64_t m, int64_t n) {
@@ -134,7 +139,7 @@ static spt_status complete_schedule(spt_config *config) {
     schedule->steps = steps;
   }
   if (schedule->steps == 0)
-    return SPT_FAIL(SPT_ERR_USAGE, "[schedule] steps: is missing; give steps, or tokens (%lld make a step)",
+    return SPT_FAIL(SPT_ERR_USAGE, "[schedule] steps: is missing; give steps, tokens (%lld make a step) or match_flops",
                     (long long)step_tokens);
   if (schedule->steps > 0 && schedule->steps > INT64_MAX / 4 / step_tokens)
     return SPT_FAIL(SPT_ERR_USAGE, "[schedule] steps = %lld: at %lld tokens a step the run's tokens exceed 2^61",
@@ -163,6 +168,10 @@ spt_status spt_config_complete(spt_config *config) {
   SPT_TRY(check_model(&config->model));
   SPT_TRY(complete_schedule(config));
   SPT_TRY(check_keys(config, NULL));
+  if (config->optimizer.newton_schulz_variant != SPT_NEWTON_SCHULZ_QUINTIC &&
+      memcmp(config->optimizer.newton_schulz_coefficients, spt_quintic, sizeof spt_quintic) != 0)
+    return SPT_FAIL(SPT_ERR_USAGE, "[optimizer] newton_schulz_coefficients: are the quintic's; leave them out with newton_schulz_variant = "
+                                   "\"polar-express\", which has its own");
   if (!config->run.name[0] || strchr(config->run.name, '/'))
     return SPT_FAIL(SPT_ERR_USAGE, "[run] name = \"%s\": must be a plain name, without slashes", config->run.name);
   if (!config->run.output[0]) return SPT_FAIL(SPT_ERR_USAGE, "[run] output = \"\": must not be empty");

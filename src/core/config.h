@@ -13,7 +13,9 @@
 
 typedef enum { SPT_LOW_RANK, SPT_LOW_RANK_FFN, SPT_DENSE } spt_parameterization;
 typedef enum { SPT_METHOD_SPECTRON, SPT_METHOD_MUON, SPT_METHOD_RENORM, SPT_METHOD_SGD, SPT_METHOD_ADAMW } spt_method;
+typedef enum { SPT_NEWTON_SCHULZ_QUINTIC, SPT_NEWTON_SCHULZ_POLAR_EXPRESS } spt_newton_schulz_variant;
 typedef enum { SPT_SCHEDULE_COSINE, SPT_SCHEDULE_LINEAR, SPT_SCHEDULE_CONSTANT } spt_schedule_kind;
+typedef enum { SPT_MATCH_NOMINAL, SPT_MATCH_SIX_ND, SPT_MATCH_EXACT } spt_match_count;
 typedef enum { SPT_REDUCTION_ALL_REDUCE, SPT_REDUCTION_REDUCE_SCATTER, SPT_REDUCTION_TREE } spt_reduction;
 typedef enum { SPT_PRECISION_AUTO, SPT_PRECISION_BF16, SPT_PRECISION_FP32, SPT_PRECISION_TF32 } spt_precision;
 typedef enum { SPT_BACKEND_AUTO, SPT_BACKEND_CPU, SPT_BACKEND_CUDA } spt_backend_kind;
@@ -32,6 +34,8 @@ typedef struct spt_optimizer_config {
   spt_method method;
   double lr, momentum, weight_decay, grad_clip; /* grad_clip: global L2 norm, 0 = off */
   int64_t newton_schulz_steps, power_steps;
+  spt_newton_schulz_variant newton_schulz_variant;
+  double newton_schulz_coefficients[3]; /* a, b, c of the quintic */
   struct {
     double lr; /* < 0: the schedule's eta_t; else scaled like it (lr · schedule factor) */
     double beta1, beta2, eps;
@@ -44,6 +48,9 @@ typedef struct spt_schedule_config {
   int64_t tokens; /* alternative to steps: rounded up to whole steps; 0 = not given */
   double warmup;  /* fraction of the steps */
   double final;   /* last factor of the peak lr */
+  char match_flops[SPT_PATH_MAX]; /* another job: as many steps as spend its FLOPs; "": not given. steps has them once the job is loaded */
+  spt_match_count match_count;    /* which FLOPs (flops_match.h) */
+  int64_t matched[3];             /* no key: the steps by each way of counting */
 } spt_schedule_config;
 
 typedef struct spt_globs {
@@ -87,7 +94,9 @@ typedef struct spt_config {
     int64_t audit_every; /* steps; 0 = never */
   } dist;
   struct {
-    int64_t every; /* steps between metric records, >= 1 */
+    int64_t every;          /* steps between metric records, >= 1 */
+    int64_t spectral_every; /* steps between telemetries of the matrices; 0 = never */
+    double spike_z;         /* a loss with this z-score or a larger one is a spike (spikes.h); 0 = none is */
   } metrics;
   struct {
     spt_backend_kind backend;
@@ -96,6 +105,8 @@ typedef struct spt_config {
   } device;
 } spt_config;
 
+/* Newton–Schulz's usual a, b, c (arXiv:2602.12429, Alg. 2; Jordan et al. 2024). */
+extern const double spt_quintic[3];
 /* All keys at their defaults (no preset chosen, no data). Never fails. */
 void spt_config_defaults(spt_config *config);
 

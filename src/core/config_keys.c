@@ -37,6 +37,8 @@ static const spt_key keys[] = {
     KEY(SPT_KEY_REAL, optimizer, weight_decay, "[0, 100]", FIXED),
     KEY(SPT_KEY_REAL, optimizer, grad_clip, "[0, 1e9]", FIXED),
     KEY(SPT_KEY_INT, optimizer, newton_schulz_steps, "[1, 100]", FIXED),
+    KEY(SPT_KEY_ENUM, optimizer, newton_schulz_variant, "quintic|polar-express", FIXED),
+    KEY(SPT_KEY_REALS, optimizer, newton_schulz_coefficients, "[-100, 100]", FIXED),
     KEY(SPT_KEY_INT, optimizer, power_steps, "[1, 1000]", FIXED),
 
     KEY(SPT_KEY_REAL, optimizer.adamw, lr, "[-1, 1000]", FIXED),
@@ -49,6 +51,8 @@ static const spt_key keys[] = {
     KEY(SPT_KEY_INT, schedule, tokens, "[0, 1e15]", SAFE),
     KEY(SPT_KEY_REAL, schedule, warmup, "[0, 1]", FIXED),
     KEY(SPT_KEY_REAL, schedule, final, "[0, 1]", SAFE),
+    KEY(SPT_KEY_PATH, schedule, match_flops, NULL, SAFE),
+    KEY(SPT_KEY_ENUM, schedule, match_count, "nominal|6nd|exact", SAFE),
 
     KEY(SPT_KEY_INT, batch, sequences, "[1, 16777216]", FIXED),
     KEY(SPT_KEY_INT, batch, micro, "[0, 16777216]", SAFE),
@@ -75,12 +79,14 @@ static const spt_key keys[] = {
     KEY(SPT_KEY_INT, dist, audit_every, "[0, 1e12]", SAFE),
 
     KEY(SPT_KEY_INT, metrics, every, "[1, 1e12]", SAFE),
+    KEY(SPT_KEY_INT, metrics, spectral_every, "[0, 1e12]", SAFE),
+    KEY(SPT_KEY_REAL, metrics, spike_z, "[0, 1e9]", SAFE),
 
     KEY(SPT_KEY_ENUM, device, backend, "auto|cpu|cuda", SAFE),
     KEY(SPT_KEY_ENUM, device, precision, "auto|bf16|fp32|tf32", SAFE),
     KEY(SPT_KEY_INT, device, threads, "[0, 4096]", SAFE),
 };
-_Static_assert(sizeof(spt_method) == sizeof(int), "enum keys are read and written as int");
+_Static_assert(sizeof(spt_method) == sizeof(int) && sizeof(spt_match_count) == sizeof(int) && sizeof(spt_newton_schulz_variant) == sizeof(int), "enum keys are read and written as int");
 
 const spt_key *spt_config_keys(int *count_p) {
   *count_p = (int)(sizeof keys / sizeof keys[0]);
@@ -138,6 +144,13 @@ spt_status spt_key_check(const spt_key *key, const spt_config *config) {
     const double value = *(const double *)place;
     if (in_interval(key->values, value)) return SPT_OK;
     spt_shortest_decimal(value, text);
+    break;
+  }
+  case SPT_KEY_REALS: {
+    size_t bad = 0;
+    while (bad < key->size / sizeof(double) && in_interval(key->values, ((const double *)place)[bad])) bad++;
+    if (bad == key->size / sizeof(double)) return SPT_OK;
+    spt_shortest_decimal(((const double *)place)[bad], text);
     break;
   }
   case SPT_KEY_SEED: {

@@ -14,6 +14,7 @@ typedef enum {
   SPT_KEY_INT,   /* int64_t */
   SPT_KEY_SEED,  /* uint64_t below 2^63 (TOML's integers are signed) */
   SPT_KEY_REAL,  /* double */
+  SPT_KEY_REALS, /* double[size / sizeof(double)], a list of so many numbers */
   SPT_KEY_BOOL,
   SPT_KEY_ENUM /* an enum of int's size; its names in `values` stand in the enum's order */
 } spt_key_type;

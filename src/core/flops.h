@@ -6,11 +6,14 @@
 
 typedef struct spt_flops {
   double matrices_forward;  /* per token: every factor or dense product of the layers */
+  double matrix_forward[SPT_MATRICES]; /* the same by kind of matrix, over all layers */
   double attention_forward; /* per token: causal scores and values, average over positions: 2·2·H·(T+1)/2 a layer */
   double head_forward;      /* per token: 2·H·V */
   double train_per_token;   /* 3 × (matrices + attention + head): forward, and backward at twice its cost */
-  double optimizer_step; /* whole model: Newton–Schulz; per element of a pair 3 momentum, 3 norm, 4 per power iteration,
-                            3 update; 14 AdamW */
+  double optimizer_step; /* whole model, the sum of these: */
+  double newton_schulz, power_iteration; /* 4 per element and power iteration */
+  double pair_elements;                  /* per element of a pair: 3 momentum, 3 norm, 3 update */
+  double adamw;                          /* 14 per element */
   double six_nd_per_token; /* 6·N as the paper counts */
 } spt_flops;
 

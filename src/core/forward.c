@@ -16,7 +16,8 @@ static spt_status group_forward(spt_model *model, int64_t layer, int group, int6
                                                                                   : NULL,
                                        .y = y,
                                        .workspace = spt_slab_at(&model->workspace, model->workspace_offset)};
-  return model->backend->ops->group_forward(model->backend, &args);
+  SPT_TRY(model->backend->ops->group_forward(model->backend, &args));
+  return spt_model_saw_group(model, layer, group, tokens, y);
 }
 
 spt_status spt_model_layer_forward(spt_model *model, int64_t layer, int64_t sequences) {
@@ -42,14 +43,14 @@ spt_status spt_model_layer_forward(spt_model *model, int64_t layer, int64_t sequ
                                         .lse = model_at(model, kept->lse),
                                         .workspace = spt_slab_at(&model->workspace, model->workspace_offset)};
   SPT_TRY(model->backend->ops->attention_forward(model->backend, &attention));
+  SPT_TRY(spt_model_saw(model, "self_attn", layer, SPT_SEEN_OUTPUT, model->backend->act, tokens * config->hidden, o));
   SPT_TRY(group_forward(model, layer, GROUP_O, tokens, NULL, o, x, NULL, x_middle));
   SPT_TRY(group_forward(model, layer, GROUP_GATE_UP, tokens, model_gain(model, tensors.ffn_norm), x_middle, NULL,
                         model_at(model, kept->rstd_ffn), gate_up));
   return group_forward(model, layer, GROUP_DOWN, tokens, NULL, gate_up, x_middle, NULL, x_next);
 }
 
-spt_status spt_model_trunk_forward(spt_model *model, int64_t sequences, const int32_t *ids, const int32_t *targets,
-                                   const spt_backward_hooks *hooks) {
+spt_status spt_model_embed(spt_model *model, int64_t sequences, const int32_t *ids, const int32_t *targets) {
   spt_backend *backend = model->backend;
   const int64_t tokens = sequences * model->config.seq_len;
   const size_t bytes = (size_t)tokens * sizeof(int32_t);
@@ -59,6 +60,12 @@ spt_status spt_model_trunk_forward(spt_model *model, int64_t sequences, const in
   SPT_TRY(backend->ops->embedding_forward(backend, tokens, model->config.hidden, device_ids,
                                           model_source(model, spt_params_embedding(model->params)), model_source_dtype(model),
                                           model_at(model, model->x[0])));
+  return spt_model_saw(model, "embed_tokens", -1, SPT_SEEN_OUTPUT, SPT_F32, tokens * model->config.hidden, model_at(model, model->x[0]));
+}
+
+spt_status spt_model_trunk_forward(spt_model *model, int64_t sequences, const int32_t *ids, const int32_t *targets,
+                                   const spt_backward_hooks *hooks) {
+  SPT_TRY(spt_model_embed(model, sequences, ids, targets));
   for (int64_t layer = 0; layer < model->config.layers; layer++) {
     SPT_TRY(spt_model_layer_forward(model, layer, sequences));
     if (hooks) SPT_TRY(hooks->progress(hooks->context));
@@ -87,6 +94,12 @@ spt_status spt_model_head(spt_model *model, int64_t sequences, bool train, float
                                    .dw = train ? model_gradient(model, head) : NULL,
                                    .workspace = spt_slab_at(&model->workspace, model->workspace_offset)};
   SPT_TRY(backend->ops->head_loss(backend, &args));
+  SPT_TRY(spt_model_saw(model, "lm_head and loss", -1, SPT_SEEN_OUTPUT, SPT_F32, tokens, args.losses));
+  if (train) {
+    SPT_TRY(spt_model_saw_gradient(model, head));
+    SPT_TRY(spt_model_saw_gradient(model, norm));
+    SPT_TRY(spt_model_saw(model, "lm_head", -1, SPT_SEEN_INPUT_GRADIENT, SPT_F32, tokens * config->hidden, args.dx));
+  }
   return backend->ops->sum(backend, tokens, args.losses, loss_sum);
 }
 

@@ -35,6 +35,10 @@ static void describe_groups(const spt_model_config *config, spt_group_desc group
   }
 }
 
+spt_matrix spt_model_member(int group, int member) {
+  return group_table[group].matrix[member];
+}
+
 spt_group_tensors spt_model_group_tensors(const spt_model *model, float *slab, int64_t layer, int group) {
   spt_layer_tensors tensors;
   spt_group_tensors view = {{NULL}, {NULL}};

@@ -19,6 +19,25 @@ typedef struct spt_backward_hooks {
 /* Stage in which tensor `tensor`'s gradient is complete. */
 int spt_model_stage(const spt_model_config *model, const spt_params *params, int tensor);
 
+/* What an op of a pass has written, told to an observer right after the op. */
+typedef enum {
+  SPT_SEEN_OUTPUT,         /* forward: of a matrix, the attention, the embedding; of the head, the losses */
+  SPT_SEEN_GRADIENT,       /* backward: of a parameter tensor, summed over the micro-batches so far */
+  SPT_SEEN_INPUT_GRADIENT, /* backward: of an op's input */
+} spt_seen;
+typedef struct spt_observation {
+  const char *what; /* "self_attn.q_proj", "self_attn" (the attention), "embed_tokens"; of a gradient the tensor's whole name */
+  int layer;        /* −1: none */
+  spt_seen seen;
+  spt_dtype dtype;
+  int64_t count;
+  const void *values; /* backend memory, until the next op */
+} spt_observation;
+typedef struct spt_observer {
+  void *context;
+  spt_status (*see)(void *context, const spt_observation *observation); /* a failure ends the pass */
+} spt_observer;
+
 /* Bytes by kind for one rank, without allocating anything but the table. */
 typedef struct spt_model_memory {
   size_t compute_weights, activations, workspace;
@@ -51,6 +70,15 @@ spt_status spt_model_train(spt_model *model, int64_t sequences, const int32_t *i
 /* Forward only; *loss_sum_p, the host's, += Σ losses. */
 spt_status spt_model_evaluate(spt_model *model, int64_t sequences, const int32_t *ids, const int32_t *targets,
                               double *loss_sum_p);
+/* The probe: runs one sequence, ids (seq_len) of the host, forward through the layers, and hands out the inputs h of every matrix (after the norm
+ * or the gate, as fp32) at `count` positions. inputs: spt_probe_floats of the host's; those of a layer's matrix are at spt_probe_offset,
+ * (count, n), the same for matrices that share their input. Waits for the device. Changes nothing that outlives a pass. Local. */
+int64_t spt_probe_floats(const spt_model_config *config, int64_t count);
+int64_t spt_probe_offset(const spt_model_config *config, int64_t count, int layer, int matrix);
+spt_status spt_model_probe(spt_model *model, const int32_t *ids, int64_t count, const int64_t *positions, float *inputs);
+/* Every training pass from now on tells `observer` (borrowed; NULL: none) what each op wrote, in the order of the ops: members of a group in
+ * GEMM order, in backward their parameters' gradients before that of their input. With recomputation forward ops are told of twice. Local. */
+void spt_model_observe(spt_model *model, const spt_observer *observer);
 /* Checks the red zones of the model's slabs. */
 spt_status spt_model_check(const spt_model *model);
 

@@ -43,6 +43,7 @@ struct spt_model {
   size_t loss_sum;         /* double, of an evaluation */
   size_t dx;               /* backward: (N, H) fp32 */
   size_t workspace_offset;
+  const spt_observer *observer; /* not owned; NULL: none */
 };
 
 static inline void *model_at(const spt_model *model, size_t offset) {
@@ -71,11 +72,24 @@ static inline float *model_gradient(const spt_model *model, int tensor) {
   return model->gradients + model->layout->offset[tensor];
 }
 
+/* observe.c: what the ops of forward.c and backward.c wrote, to the observer; nothing without one. */
+spt_status spt_model_saw(const spt_model *model, const char *what, int64_t layer, spt_seen seen, spt_dtype dtype, int64_t count,
+                         const void *values);
+/* The output of a layer's group, each member's. */
+spt_status spt_model_saw_group(const spt_model *model, int64_t layer, int group, int64_t tokens, const void *y);
+/* Gradients of a group's parameters (and of its gain, NULL: none), then of its input. */
+spt_status spt_model_saw_group_gradients(const spt_model *model, int64_t layer, int group, int64_t tokens, const float *dgain, const void *dx);
+spt_status spt_model_saw_gradient(const spt_model *model, int tensor);
+/* The matrix that is member `member` of a group. */
+spt_matrix spt_model_member(int group, int member);
+
 /* The gradients of one group of a layer, in `slab`. */
 spt_group_tensors spt_model_group_tensors(const spt_model *model, float *slab, int64_t layer, int group);
 /* Layer `layer`, from x[layer] to x[layer + 1], filling what backward needs. */
 spt_status spt_model_layer_forward(spt_model *model, int64_t layer, int64_t sequences);
-/* Uploads ids and targets and runs the embedding and all layers. */
+/* Uploads ids and targets and runs the embedding. */
+spt_status spt_model_embed(spt_model *model, int64_t sequences, const int32_t *ids, const int32_t *targets);
+/* The same, and all layers. */
 spt_status spt_model_trunk_forward(spt_model *model, int64_t sequences, const int32_t *ids, const int32_t *targets,
                                    const spt_backward_hooks *hooks);
 /* Final norm, head and loss, added to *loss_sum (backend memory); with train also their backward (dx is written). */

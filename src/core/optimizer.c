@@ -3,6 +3,7 @@
  * that neither the owner nor the chunk changes a bit of it. */
 #include "optimizer.h"
 
+#include "gradient_groups.h"
 #include "newton_schulz.h"
 #include "rng.h"
 #include "slab.h"
@@ -51,6 +52,7 @@ struct spt_optimizer {
   spt_state_piece *pieces;
   int piece_count;
   int64_t applied;
+  spt_update_observer observer; /* updated is NULL: none */
 };
 
 static const spt_tensor *factor(const spt_optimizer *optimizer, const owned_pair *owned, int side) {
@@ -310,19 +312,32 @@ void spt_optimizer_set_applied(spt_optimizer *optimizer, int64_t applied) {
 
 /* ---- the step ---- */
 
-spt_status spt_optimizer_gradient_stats(spt_optimizer *optimizer, spt_control *control) {
+static spt_status add_stats(spt_optimizer *optimizer, const spt_tensor *tensor, int64_t count, const float *gradient,
+                            spt_control *control, double *group_squares) {
   spt_backend *backend = optimizer->backend;
+  if (!group_squares) return backend->ops->gradient_stats(backend, count, gradient, control);
+  spt_control own = {0}; // backend memory is the host's
+  SPT_TRY(backend->ops->gradient_stats(backend, count, gradient, &own));
+  control->sum_squares += own.sum_squares;
+  control->non_finite += own.non_finite;
+  group_squares[spt_gradient_group(tensor)] += own.sum_squares;
+  return SPT_OK;
+}
+
+spt_status spt_optimizer_gradient_stats(spt_optimizer *optimizer, spt_control *control, double *group_squares) {
   for (int i = 0; i < optimizer->pair_count; i++) {
     const owned_pair *owned = &optimizer->pairs[i];
     for (int side = 0; side < spt_pair_sides(owned->pair); side++) {
       const float *gradient = optimizer->gradients + optimizer->layout->offset[spt_pair_tensor(owned->pair, side)];
-      SPT_TRY(backend->ops->gradient_stats(backend, factor(optimizer, owned, side)->count, gradient, control));
+      const spt_tensor *tensor = factor(optimizer, owned, side);
+      SPT_TRY(add_stats(optimizer, tensor, tensor->count, gradient, control, group_squares));
     }
   }
   for (int i = 0; i < optimizer->slice_count; i++) {
     const spt_slice slice = optimizer->slices[i].slice;
     const float *gradient = optimizer->gradients + optimizer->layout->offset[slice.tensor] + slice.begin;
-    SPT_TRY(backend->ops->gradient_stats(backend, slice.end - slice.begin, gradient, control));
+    const spt_tensor *tensor = &optimizer->params->tensors[slice.tensor];
+    SPT_TRY(add_stats(optimizer, tensor, slice.end - slice.begin, gradient, control, group_squares));
   }
   return SPT_OK;
 }
@@ -351,21 +366,69 @@ static void fill_entries(spt_optimizer *optimizer, const chunk *part, char *x) {
   }
 }
 
+void spt_optimizer_observe(spt_optimizer *optimizer, const spt_update_observer *observer) {
+  optimizer->observer = observer ? *observer : (spt_update_observer){NULL, NULL};
+}
+
+/* Tells the observer of the updates of a chunk's factors or dense matrices, by factor_update's formulas. */
+static spt_status tell_chunk(const spt_optimizer *optimizer, const chunk *part, float lr, bool renormalize, spt_dtype dtype) {
+  const double keep = (float)(1.0 - (double)lr * (double)(float)optimizer->config.weight_decay);
+  const int sides = spt_pair_sides(optimizer->pairs[part->first].pair);
+  for (int i = 0; i < part->count; i++) {
+    const owned_pair *owned = &optimizer->pairs[part->first + i];
+    float sigma_a = 0, sigma_b = 0, rho = lr;
+    if (renormalize) {
+      SPT_TRY(spt_optimizer_sigmas(optimizer, owned->share_index, &sigma_a, &sigma_b));
+      rho = (float)((double)lr / ((double)sigma_a + (double)sigma_b + 1.0));
+    }
+    for (int side = 0; side < sides; side++) {
+      const spt_update update = {.tensor = spt_pair_tensor(owned->pair, side),
+                                 .end = factor(optimizer, owned, side)->count,
+                                 .lr = lr,
+                                 .keep = keep,
+                                 .rho = rho,
+                                 .direction = optimizer->entries[sides * i + side].x,
+                                 .dtype = dtype};
+      SPT_TRY(optimizer->observer.updated(optimizer->observer.context, &update));
+    }
+  }
+  return SPT_OK;
+}
+
+/* Tells the observer of a slice's update, by adamw's formulas. */
+static spt_status tell_slice(const spt_optimizer *optimizer, const owned_slice *owned, float lr, float decay,
+                             int64_t applied) {
+  const spt_optimizer_config *config = &optimizer->config;
+  const double beta1 = (float)config->adamw.beta1, beta2 = (float)config->adamw.beta2, count = (double)applied;
+  const spt_update update = {.tensor = owned->slice.tensor,
+                             .begin = owned->slice.begin,
+                             .end = owned->slice.end,
+                             .lr = lr,
+                             .keep = (float)(1.0 - (double)lr * (double)decay),
+                             .rho = NAN,
+                             .m = spt_slab_at(&optimizer->state, owned->m),
+                             .v = spt_slab_at(&optimizer->state, owned->v),
+                             .step_size = (float)((double)lr / (1.0 - pow(beta1, count))),
+                             .second_scale = (float)(1.0 / (1.0 - pow(beta2, count))),
+                             .eps = (float)config->adamw.eps};
+  return optimizer->observer.updated(optimizer->observer.context, &update);
+}
+
 /* Orthogonalises one side of a chunk, in one batch. */
 static spt_status orthogonalize(spt_optimizer *optimizer, const chunk *part, int side, char *scratch) {
   const int sides = spt_pair_sides(optimizer->pairs[part->first].pair);
   spt_factor_entry *entries = optimizer->entries;
   void **x = optimizer->lists;
   for (int i = 0; i < part->count; i++) x[i] = entries[sides * i + side].x;
-  SPT_TRY(spt_newton_schulz(optimizer->backend, part->count, entries[side].rows, entries[side].cols,
-                            optimizer->backend->act, (int)optimizer->config.newton_schulz_steps, x, scratch,
-                            optimizer->lists + part->count));
+  SPT_TRY(spt_newton_schulz(optimizer->backend, &optimizer->config, part->count, entries[side].rows, entries[side].cols,
+                            optimizer->backend->act, x, scratch, optimizer->lists + part->count));
   for (int i = 0; i < part->count; i++) entries[sides * i + side].x = x[i];
   return SPT_OK;
 }
 
 /* Alg. 1 lines 7–16 for the pairs, or the dense matrices, of one chunk. */
-static spt_status step_chunk(spt_optimizer *optimizer, const chunk *part, float lr, const spt_control *control) {
+static spt_status step_chunk(spt_optimizer *optimizer, const chunk *part, float lr, const spt_control *control,
+                             bool observed) {
   spt_backend *backend = optimizer->backend;
   const spt_optimizer_config *config = &optimizer->config;
   const spt_dtype dtype = direction_dtype(config->method, backend->act);
@@ -385,7 +448,8 @@ static spt_status step_chunk(spt_optimizer *optimizer, const chunk *part, float 
   }
   if (renormalize)
     SPT_TRY(backend->ops->power_iteration(backend, entries, optimizer->entries, (int)config->power_steps, control));
-  return backend->ops->factor_update(backend, entries, optimizer->entries, lr, (float)config->weight_decay, renormalize, dtype, control);
+  SPT_TRY(backend->ops->factor_update(backend, entries, optimizer->entries, lr, (float)config->weight_decay, renormalize, dtype, control));
+  return observed ? tell_chunk(optimizer, part, lr, renormalize, dtype) : SPT_OK;
 }
 
 spt_status spt_optimizer_step(spt_optimizer *optimizer, double lr_factor, const spt_control *control) {
@@ -398,18 +462,29 @@ spt_status spt_optimizer_step(spt_optimizer *optimizer, double lr_factor, const 
     if (control->apply == 0) return SPT_OK;
     applied = ++optimizer->applied;
   }
-  for (int i = 0; i < optimizer->chunk_count; i++) SPT_TRY(step_chunk(optimizer, &optimizer->chunks[i], lr, control));
+  bool observed = optimizer->observer.updated != NULL;
+  int64_t told_applied = applied;
+  if (observed && !backend->host_memory) {
+    spt_control seen;
+    SPT_TRY(backend->ops->download(backend, &seen, control, sizeof seen));
+    observed = seen.apply != 0;
+    told_applied = seen.applied;
+  }
+  for (int i = 0; i < optimizer->chunk_count; i++)
+    SPT_TRY(step_chunk(optimizer, &optimizer->chunks[i], lr, control, observed));
   for (int i = 0; i < optimizer->slice_count; i++) {
     const owned_slice *owned = &optimizer->slices[i];
     const spt_slice slice = owned->slice;
     const spt_tensor *tensor = &optimizer->params->tensors[slice.tensor];
     const int64_t offset = optimizer->layout->offset[slice.tensor] + slice.begin;
+    const float decay = tensor->decay ? (float)config->weight_decay : 0.0f;
     float *w = optimizer->parameters + (optimizer->masters->offset[slice.tensor] + slice.begin);
     SPT_TRY(backend->ops->adamw(backend, slice.end - slice.begin, w,
                                 optimizer->gradients + offset, spt_slab_at(&optimizer->state, owned->m),
                                 spt_slab_at(&optimizer->state, owned->v), adamw_lr,
-                                tensor->decay ? (float)config->weight_decay : 0.0f, (float)config->adamw.beta1,
-                                (float)config->adamw.beta2, (float)config->adamw.eps, applied, control));
+                                decay, (float)config->adamw.beta1, (float)config->adamw.beta2,
+                                (float)config->adamw.eps, applied, control));
+    if (observed) SPT_TRY(tell_slice(optimizer, owned, adamw_lr, decay, told_applied));
   }
   return SPT_OK;
 }

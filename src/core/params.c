@@ -10,6 +10,10 @@ static const char *const matrix_name[SPT_MATRICES] = {
     [SPT_DOWN] = "mlp.down_proj",
 };
 
+const char *spt_matrix_name(spt_matrix matrix) {
+  return matrix_name[matrix];
+}
+
 void spt_matrix_shape(const spt_model_config *model, spt_matrix matrix, int64_t *m_p, int64_t *n_p) {
   const int64_t hidden = model->hidden, kv = model->kv_heads * spt_head_dim(model);
   const int64_t shape[SPT_MATRICES][2] = {

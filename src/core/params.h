@@ -72,6 +72,8 @@ int spt_params_factor_pairs(const spt_params *params);
 int spt_params_find(const spt_params *params, const char *name);
 /* Outputs m and inputs n of one of a layer's matrices. */
 void spt_matrix_shape(const spt_model_config *model, spt_matrix matrix, int64_t *m_p, int64_t *n_p);
+/* "self_attn.q_proj". */
+const char *spt_matrix_name(spt_matrix matrix);
 bool spt_matrix_low_rank(const spt_model_config *model, spt_matrix matrix);
 void spt_params_layer(const spt_params *params, int layer, spt_layer_tensors *tensors_p);
 /* Tensor indices outside layers. With tied embeddings the head IS the embedding. */

@@ -1,46 +1,13 @@
 #include "params.h"
+
+#include "blas.h"
 #include "rng.h"
 
-#include <dlfcn.h>
-#include <lapacke.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #define INIT_STD 0.02
-
-/* BLAS has no C header that is the same everywhere; these are the Fortran symbols of every BLAS. */
-void dsyrk_(const char *uplo, const char *trans, const lapack_int *n, const lapack_int *k, const double *alpha,
-            const double *a, const lapack_int *lda, const double *beta, double *c, const lapack_int *ldc);
-void dgemm_(const char *transa, const char *transb, const lapack_int *m, const lapack_int *n, const lapack_int *k,
-            const double *alpha, const double *a, const lapack_int *lda, const double *b, const lapack_int *ldb,
-            const double *beta, double *c, const lapack_int *ldc);
-
-/* OpenBLAS splits sums by its number of threads; initial values must not depend on it, and callers run pairs in
- * parallel. So it is one thread while any thread of this process is in here. The count and the saved number are the
- * process's, as OpenBLAS's own is. */
-static int blas_users, blas_threads;
-
-static void blas_enter(void) {
-#pragma omp critical(spt_blas_threads)
-  if (blas_users++ == 0) {
-    int (*get)(void);
-    void (*set)(int);
-    *(void **)&get = dlsym(RTLD_DEFAULT, "openblas_get_num_threads");
-    *(void **)&set = dlsym(RTLD_DEFAULT, "openblas_set_num_threads");
-    blas_threads = get && set ? get() : 0;
-    if (blas_threads > 1) set(1);
-  }
-}
-
-static void blas_leave(void) {
-#pragma omp critical(spt_blas_threads)
-  if (--blas_users == 0 && blas_threads > 1) {
-    void (*set)(int);
-    *(void **)&set = dlsym(RTLD_DEFAULT, "openblas_set_num_threads");
-    set(blas_threads);
-  }
-}
 
 /* Stream of a tensor's W0: its name without .A, .B or .weight, so that a factor pair and its dense matrix start from
  * the same W0. */
@@ -106,9 +73,9 @@ spt_status spt_params_init_pair(const spt_params *params, int pair, uint64_t see
     spt_random_normal(seed, base_stream(tensor), i * n, n, INIT_STD, row);
     for (int64_t k = 0; k < n; k++) w[i * n + k] = row[k];
   }
-  blas_enter();
+  spt_blas_enter();
   status = decompose(tensor->name, m, n, r, w, gram, eigenvalues, support, vectors, products);
-  blas_leave();
+  spt_blas_leave();
   if (status == SPT_OK) scale_factors(s, l, r, vectors, products, m <= n ? a : b, m <= n ? b : a);
 done:
   free(w);

@@ -172,11 +172,11 @@ static spt_status gather_copies(spt_data_parallel *dp) {
   return wait_all(dp, count + 1);
 }
 
-static spt_status gather_parameters(spt_data_parallel *dp) {
+static spt_status gather(spt_data_parallel *dp, float *slab) {
+  if (dp->comm->size == 1) return SPT_OK;
   for (int i = 0; i < dp->plan->bucket_count; i++) {
     const spt_bucket *bucket = &dp->plan->buckets[i];
-    SPT_TRY(dp->comm->ops->all_gather_start(dp->comm, dp->parameters + bucket->begin, sizeof *dp->parameters, bucket->cuts,
-                                            &dp->requests[i]));
+    SPT_TRY(dp->comm->ops->all_gather_start(dp->comm, slab + bucket->begin, sizeof *slab, bucket->cuts, &dp->requests[i]));
   }
   return wait_all(dp, dp->plan->bucket_count);
 }
@@ -184,9 +184,13 @@ static spt_status gather_parameters(spt_data_parallel *dp) {
 spt_status spt_data_parallel_gather(spt_data_parallel *dp) {
   if (dp->comm->size == 1) return SPT_OK;
   const double begin = now();
-  SPT_TRY(dp->copies.values ? gather_copies(dp) : gather_parameters(dp));
+  SPT_TRY(dp->copies.values ? gather_copies(dp) : gather(dp, dp->parameters));
   dp->last.gather_seconds = now() - begin;
   return SPT_OK;
+}
+
+spt_status spt_data_parallel_gather_gradients(spt_data_parallel *dp) {
+  return gather(dp, dp->gradients);
 }
 
 const spt_overlap *spt_data_parallel_overlap(const spt_data_parallel *dp) {

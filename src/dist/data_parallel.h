@@ -41,6 +41,8 @@ spt_backward_hooks spt_data_parallel_hooks(spt_data_parallel *dp);
 spt_status spt_data_parallel_reduce_finish(spt_data_parallel *dp);
 /* Every rank receives the owners' parameters, or their copies: masters rounded to bf16, and gains as they are. Collective. */
 spt_status spt_data_parallel_gather(spt_data_parallel *dp);
+/* The same with what the owners have in the gradient slab, once its gradients are used up. Collective. */
+spt_status spt_data_parallel_gather_gradients(spt_data_parallel *dp);
 /* Of the last step. */
 const spt_overlap *spt_data_parallel_overlap(const spt_data_parallel *dp);
 

@@ -43,14 +43,16 @@ struct spt_watchdog {
 
 static const char *const names[SPT_PHASES] = {"start-up",  "validation", "save",      "forward and backward",
                                               "gradient reduction", "agreement of the ranks", "optimizer",
-                                              "parameter gather",   "compute copy",           "end"};
+                                              "parameter gather",   "compute copy",           "telemetry",
+                                              "telemetry's sum",    "end"};
 
 const char *spt_phase_name(spt_phase phase) {
   return (unsigned)phase < SPT_PHASES ? names[phase] : "an unknown phase";
 }
 
 static bool waits(int32_t phase) {
-  return phase == SPT_PHASE_REDUCE || phase == SPT_PHASE_DECIDE || phase == SPT_PHASE_GATHER;
+  return phase == SPT_PHASE_REDUCE || phase == SPT_PHASE_DECIDE || phase == SPT_PHASE_GATHER ||
+         phase == SPT_PHASE_TELEMETRY_SUM;
 }
 
 static bool behind(const spt_rank_report *a, const spt_rank_report *b) {

@@ -22,6 +22,8 @@ typedef enum {
   SPT_PHASE_OPTIMIZER,
   SPT_PHASE_GATHER,    /* waits for the others' parameters */
   SPT_PHASE_REFRESH,   /* compute copy of the weights */
+  SPT_PHASE_TELEMETRY,
+  SPT_PHASE_TELEMETRY_SUM, /* waits for the others' part of it */
   SPT_PHASE_END,       /* last save, closing */
   SPT_PHASES
 } spt_phase;

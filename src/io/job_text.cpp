@@ -70,6 +70,11 @@ std::string value_text(const spt_config *config, const spt_key &key) {
   case SPT_KEY_INT: return std::to_string(at<int64_t>(config, key));
   case SPT_KEY_SEED: return std::to_string(at<uint64_t>(config, key));
   case SPT_KEY_REAL: return real_text(at<double>(config, key));
+  case SPT_KEY_REALS: {
+    std::string out;
+    for (size_t i = 0; i < key.size / sizeof(double); i++) out += (i ? ", " : "[") + real_text((&at<double>(config, key))[i]);
+    return out + "]";
+  }
   case SPT_KEY_BOOL: return at<bool>(config, key) ? "true" : "false";
   case SPT_KEY_ENUM: {
     char name[32];
@@ -94,6 +99,8 @@ extern "C" char *spt_job_print(const spt_config *config) {
     for (const spt_key *key : all_keys()) {
       const std::string name = name_of(*key);
       if (name == "model.preset" && !config->model.preset[0]) continue;
+      // What another job's FLOPs come to is in the steps: a job that is kept does not depend on the other's file.
+      if (name == "schedule.match_flops" || name == "schedule.match_count") continue;
       // Steps follow from tokens: one of the two is enough, and only one may be changed later.
       if (name == (config->schedule.tokens > 0 ? "schedule.steps" : "schedule.tokens")) continue;
       if (table != key->table) out += (out.empty() ? "[" : "\n[") + (table = key->table) + "]\n";
@@ -108,7 +115,9 @@ extern "C" char *spt_job_print(const spt_config *config) {
 extern "C" void spt_job_compare(const spt_config *before, const spt_config *after, spt_job_visit visit, void *context) {
   for (const spt_key *key : all_keys()) {
     const std::string name = name_of(*key), old_text = value_text(before, *key), new_text = value_text(after, *key);
-    if (old_text == new_text || name == "model.preset") continue; // a preset is a name for values that are compared
+    if (old_text == new_text) continue;
+    // names for values that are compared: a preset's shape, steps
+    if (name == "model.preset" || name == "schedule.match_flops" || name == "schedule.match_count") continue;
     visit(context, name.c_str(), old_text.c_str(), new_text.c_str(), key->fixed ? SPT_JOB_FIXED : SPT_JOB_SAFE);
   }
 }

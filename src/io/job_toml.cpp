@@ -17,6 +17,7 @@
 
 extern "C" { // core's headers are C
 #include "core/config_keys.h"
+#include "core/flops_match.h"
 #include "io/job_toml.h"
 }
 #include "io/job_text.hpp"
@@ -116,6 +117,7 @@ const char *type_name(const spt_key &key) {
   case SPT_KEY_INT:
   case SPT_KEY_SEED: return "an integer";
   case SPT_KEY_REAL: return "a number";
+  case SPT_KEY_REALS: return "a list of numbers";
   case SPT_KEY_BOOL: return "true or false";
   case SPT_KEY_ENUM: return "a name in quotes";
   }
@@ -188,6 +190,16 @@ struct loader {
     at<spt_globs>(config, key) = globs;
   }
 
+  void set_reals(const spt_key &key, const std::string &place, const toml::node &node) {
+    const size_t count = key.size / sizeof(double);
+    const auto *list = node.as_array();
+    if (!list || list->size() != count) fail(prefix(key, place) + ": must be a list of " + std::to_string(count) + " numbers");
+    for (size_t i = 0; i < count; i++) {
+      if (!(*list)[i].is_number()) fail(prefix(key, place) + ": must be a list of " + std::to_string(count) + " numbers");
+      (&at<double>(config, key))[i] = *(*list)[i].value<double>();
+    }
+  }
+
   void set(const spt_key &key, const std::string &place, const toml::node &node) {
     const auto wrong_type = [&] {
       std::stringstream kind;
@@ -197,6 +209,7 @@ struct loader {
     };
     switch (key.type) {
     case SPT_KEY_GLOBS: set_globs(key, place, node); break;
+    case SPT_KEY_REALS: set_reals(key, place, node); break;
     case SPT_KEY_TEXT:
     case SPT_KEY_PATH: {
       if (!node.is_string()) wrong_type();
@@ -304,14 +317,17 @@ bool assigns(const std::vector<assignment> &list, const char *name) {
   return std::any_of(list.begin(), list.end(), [&](const assignment &a) { return a.key == key; });
 }
 
-/* What is given by --set replaces the file's other way of saying the same: a preset the file's shape, steps the file's
- * tokens. */
+/* What is given by --set replaces the file's other way of saying the same: a preset the file's shape; steps, tokens and
+ * match_flops each other. */
 void drop_replaced(const std::vector<assignment> &sets, std::vector<assignment> &file) {
   std::vector<const char *> replaced;
   if (assigns(sets, "model.preset"))
     replaced = {"model.preset", "model.hidden", "model.layers", "model.heads", "model.kv_heads", "model.ffn"};
-  if (assigns(sets, "schedule.steps")) replaced.push_back("schedule.tokens");
-  if (assigns(sets, "schedule.tokens")) replaced.push_back("schedule.steps");
+  const std::vector<const char *> lengths = {"schedule.steps", "schedule.tokens", "schedule.match_flops"};
+  const auto set_here = [&](const char *name) { return assigns(sets, name); };
+  if (std::any_of(lengths.begin(), lengths.end(), set_here))
+    for (const char *name : lengths)
+      if (!set_here(name)) replaced.push_back(name);
   const auto is_replaced = [&](const assignment &a) {
     return std::any_of(replaced.begin(), replaced.end(),
                        [&](const char *name) { return a.key == spt_config_find_key(name); });
@@ -350,8 +366,41 @@ void fill_dependent(loader &load, const std::string &origin) {
     config->optimizer.method = SPT_METHOD_ADAMW;
 }
 
-void parse_job(const std::string &text, const std::string &origin, const char *folder,
-               const std::vector<std::string> &sets, spt_config *config) {
+std::string read_file(const char *path);
+void parse_job(const std::string &text, const std::string &origin, const char *folder, const std::vector<std::string> &sets,
+               std::vector<std::string> &matching, spt_config *config);
+
+/* The steps that spend another job's FLOPs. matching: the jobs whose steps are being found, to see circles. */
+void match_flops(loader &load, std::vector<std::string> &matching) {
+  spt_config *config = load.config;
+  const spt_key &key = *spt_config_find_key("schedule.match_flops");
+  const std::string path = config->schedule.match_flops, place = load.where[name_of(key)], label = load.prefix(key, place);
+  if (path.empty()) fail(label + ": must name a job file");
+  std::error_code ignored;
+  const std::string real = std::filesystem::weakly_canonical(path, ignored).string();
+  if (std::find(matching.begin(), matching.end(), real) != matching.end())
+    fail(label + " = " + quoted(path) + ": that job's own match_flops leads back to it; give one of them steps");
+  const auto other = std::make_unique<spt_config>(), own = std::make_unique<spt_config>(*config);
+  matching.push_back(real);
+  try {
+    parse_job(read_file(path.c_str()), path, std::filesystem::path(path).parent_path().c_str(), {}, matching, other.get());
+  } catch (const job_error &error) {
+    throw job_error{error.code, label + ": " + error.message};
+  }
+  matching.pop_back();
+  own->schedule.steps = 1;
+  own->schedule.tokens = 0;
+  check(load, place, spt_config_complete(own.get()));
+  check(load, place, spt_flops_match(other.get(), own.get(), config->schedule.matched));
+  const int64_t steps = config->schedule.matched[config->schedule.match_count];
+  if (steps < 1) fail(label + " = " + quoted(path) + ": its FLOPs are fewer than one step of this job's");
+  if (config->schedule.tokens > 0 || (config->schedule.steps != 0 && config->schedule.steps != steps))
+    fail(label + " = " + quoted(path) + ": gives " + std::to_string(steps) + " steps; leave [schedule] steps and tokens out, or match_flops");
+  config->schedule.steps = steps;
+}
+
+void parse_job(const std::string &text, const std::string &origin, const char *folder, const std::vector<std::string> &sets,
+               std::vector<std::string> &matching, spt_config *config) {
   spt_config_defaults(config);
   loader load{config, std::filesystem::absolute(folder && *folder ? folder : ".").lexically_normal(), {}};
   std::vector<assignment> file, line;
@@ -372,6 +421,7 @@ void parse_job(const std::string &text, const std::string &origin, const char *f
       check(load, origin, spt_config_apply_preset(std::string(config->model.preset).c_str(), &config->model));
   }
   fill_dependent(load, origin);
+  if (load.where.count("schedule.match_flops")) match_flops(load, matching);
   check(load, origin, spt_config_complete(config));
 }
 
@@ -383,6 +433,7 @@ std::string read_file(const char *path) {
   if (std::ferror(file.get())) fail(std::string(path) + ": cannot read the job file: " + std::strerror(errno));
   if (size == text.size()) fail(std::string(path) + ": is larger than a megabyte: no job file");
   text.resize(size);
+  if (text.find('\0') != std::string::npos) fail(std::string(path) + ": holds a NUL byte: no job file");
   return text;
 }
 
@@ -411,7 +462,8 @@ extern "C" spt_status spt_job_parse(const char *text, const char *origin, const 
                                     int set_count, spt_config *config_p) {
   return guarded(origin, [&] {
     const auto config = std::make_unique<spt_config>();
-    parse_job(text, origin, folder, std::vector<std::string>(sets, sets + set_count), config.get());
+    std::vector<std::string> matching;
+    parse_job(text, origin, folder, std::vector<std::string>(sets, sets + set_count), matching, config.get());
     std::memcpy(config_p, config.get(), sizeof *config_p);
   });
 }
@@ -419,10 +471,11 @@ extern "C" spt_status spt_job_parse(const char *text, const char *origin, const 
 extern "C" spt_status spt_job_load(const char *path, const char *const *sets, int set_count, spt_config *config_p) {
   return guarded(path, [&] {
     const std::string text = read_file(path);
-    if (text.find('\0') != std::string::npos) fail(std::string(path) + ": holds a NUL byte: no job file");
     const std::string folder = std::filesystem::absolute(path).parent_path().string();
     const auto config = std::make_unique<spt_config>();
-    parse_job(text, path, folder.c_str(), std::vector<std::string>(sets, sets + set_count), config.get());
+    std::error_code ignored;
+    std::vector<std::string> matching = {std::filesystem::weakly_canonical(path, ignored).string()};
+    parse_job(text, path, folder.c_str(), std::vector<std::string>(sets, sets + set_count), matching, config.get());
     std::memcpy(config_p, config.get(), sizeof *config_p);
   });
 }

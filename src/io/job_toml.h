@@ -12,8 +12,8 @@ extern "C" {
 /* Loads `path` over the defaults, applies `sets` ("table.key=value", TOML values; bare words are taken as strings),
  * resolves relative paths against the job file's folder, completes and checks (spt_config_complete). SPT_ERR_USAGE:
  * "file:line:column: …"; an unknown key names the nearest known one. What --set gives replaces the file's other way of
- * saying it: a preset the file's shape (hidden, layers, heads, kv_heads, ffn), steps the file's tokens, tokens its
- * steps. Defaults that depend on other keys: run.name is the file's name without .toml, run.output runs/<name> beside
+ * saying it: a preset the file's shape (hidden, layers, heads, kv_heads, ffn); steps, tokens and match_flops each other. match_flops loads
+ * the other job too, by itself (no --set), and the steps that follow are the configuration's; printed, they stand for it. Defaults that depend on other keys: run.name is the file's name without .toml, run.output runs/<name> beside
  * the file, data.seed is run.seed, and a dense model's method is adamw unless one is named. Paths come out absolute.
  * *config_p is written only after success. */
 spt_status spt_job_load(const char *path, const char *const *sets, int set_count, spt_config *config_p);

@@ -2,10 +2,10 @@
 
 #include "durable_file.h"
 #include "hdf5_util.h"
+#include "metrics_internal.h"
 
 #include <errno.h>
 #include <fcntl.h>
-#include <jansson.h>
 #include <math.h>
 #include <stddef.h>
 #include <stdio.h>
@@ -15,37 +15,45 @@
 #include <unistd.h>
 
 typedef enum { COUNT, NUMBER } field_kind;
+typedef enum { ALWAYS, VALIDATED, MEASURED } field_presence; /* the last two: only where it was taken */
 typedef struct field {
   const char *key;
   field_kind kind;
-  bool validation; /* only where it was taken */
+  field_presence presence;
   size_t offset;
 } field;
-#define FIELD(key, kind, validation)                                                                                   \
-  { #key, kind, validation, offsetof(spt_metric_record, key) }
+#define FIELD(key, kind, presence)                                                                                     \
+  { #key, kind, presence, offsetof(spt_metric_record, key) }
 
 /* One table writes, reads and converts. In the order of a line. */
 static const field fields[] = {
-    FIELD(step, COUNT, false),
-    FIELD(tokens, COUNT, false),
-    FIELD(loss, NUMBER, false),
-    FIELD(lr, NUMBER, false),
-    FIELD(grad_norm, NUMBER, false),
-    FIELD(tokens_per_second, NUMBER, false),
-    FIELD(step_seconds, NUMBER, false),
-    FIELD(data_wait_seconds, NUMBER, false),
-    FIELD(model_flops_per_second, NUMBER, false),
-    FIELD(reduce_wait_seconds, NUMBER, false),
-    FIELD(gather_seconds, NUMBER, false),
-    FIELD(optimizer_seconds, NUMBER, false),
-    FIELD(save_seconds, NUMBER, false),
-    FIELD(reduce_bytes, COUNT, false),
-    FIELD(reduce_messages, COUNT, false),
-    FIELD(gather_bytes, COUNT, false),
-    FIELD(gather_messages, COUNT, false),
-    FIELD(validation_loss, NUMBER, true),
-    FIELD(perplexity, NUMBER, true),
-    FIELD(bits_per_byte, NUMBER, true),
+    FIELD(step, COUNT, ALWAYS),
+    FIELD(tokens, COUNT, ALWAYS),
+    FIELD(loss, NUMBER, ALWAYS),
+    FIELD(lr, NUMBER, ALWAYS),
+    FIELD(grad_norm, NUMBER, ALWAYS),
+    FIELD(tokens_per_second, NUMBER, ALWAYS),
+    FIELD(step_seconds, NUMBER, ALWAYS),
+    FIELD(data_wait_seconds, NUMBER, ALWAYS),
+    FIELD(model_flops_per_second, NUMBER, ALWAYS),
+    FIELD(reduce_wait_seconds, NUMBER, ALWAYS),
+    FIELD(gather_seconds, NUMBER, ALWAYS),
+    FIELD(optimizer_seconds, NUMBER, ALWAYS),
+    FIELD(save_seconds, NUMBER, ALWAYS),
+    FIELD(reduce_bytes, COUNT, ALWAYS),
+    FIELD(reduce_messages, COUNT, ALWAYS),
+    FIELD(gather_bytes, COUNT, ALWAYS),
+    FIELD(gather_messages, COUNT, ALWAYS),
+    FIELD(validation_loss, NUMBER, VALIDATED),
+    FIELD(perplexity, NUMBER, VALIDATED),
+    FIELD(bits_per_byte, NUMBER, VALIDATED),
+    FIELD(ranks, COUNT, ALWAYS),
+    FIELD(micro, COUNT, ALWAYS),
+    FIELD(threads, COUNT, ALWAYS),
+    FIELD(loss_z, NUMBER, ALWAYS),
+    FIELD(spikes, COUNT, ALWAYS),
+    FIELD(spectral_seconds, NUMBER, MEASURED),
+    FIELD(spectral_violations, COUNT, MEASURED),
 };
 enum { FIELDS = sizeof fields / sizeof *fields };
 
@@ -60,6 +68,10 @@ struct spt_metrics {
   uint64_t synced_bytes;
 };
 
+static bool is_present(const spt_metric_record *record, field_presence presence) {
+  return presence == ALWAYS || (presence == VALIDATED ? record->validated : record->matrix_count > 0);
+}
+
 static double get_number(const spt_metric_record *record, const field *field) {
   const char *at = (const char *)record + field->offset;
   return field->kind == COUNT ? (double)*(const int64_t *)(const void *)at : *(const double *)(const void *)at;
@@ -67,24 +79,55 @@ static double get_number(const spt_metric_record *record, const field *field) {
 
 /* ---- lines ---- */
 
+static json_t *number_to_json(double number) {
+  return isfinite(number) ? json_real(number) : json_null();
+}
+
+static bool has_norm(const spt_metric_record *record, int group) {
+  return record->gradient_groups >> group & 1;
+}
+
+/* "grad_norms": an object of the groups that were taken; none where none was. */
+static bool put_norms(json_t *line, const spt_metric_record *record) {
+  if (record->gradient_groups == 0) return true;
+  json_t *norms = json_object();
+  bool fine = json_object_set_new(line, "grad_norms", norms) == 0; // takes it, NULL included
+  for (int g = 0; fine && g < SPT_GRADIENT_GROUPS; g++)
+    if (has_norm(record, g))
+      fine = json_object_set_new(norms, spt_gradient_group_name(g), number_to_json(record->grad_norms[g])) == 0;
+  return fine;
+}
+
+static void get_norms(const json_t *line, spt_metric_record *record) {
+  const json_t *norms = json_object_get(line, "grad_norms");
+  for (int g = 0; g < SPT_GRADIENT_GROUPS; g++) {
+    const json_t *value = json_object_get(norms, spt_gradient_group_name(g));
+    record->grad_norms[g] = json_is_number(value) ? json_number_value(value) : NAN;
+    if (value) record->gradient_groups |= 1u << g;
+  }
+}
+
 static json_t *to_json(const spt_metric_record *record) {
   json_t *line = json_object();
   for (int i = 0; line && i < FIELDS; i++) {
-    if (fields[i].validation && !record->validated) continue;
+    if (!is_present(record, fields[i].presence)) continue;
     const char *at = (const char *)record + fields[i].offset;
-    const double number = get_number(record, &fields[i]);
     json_t *value = fields[i].kind == COUNT ? json_integer(*(const int64_t *)(const void *)at)
-                    : isfinite(number)      ? json_real(number)
-                                            : json_null();
+                                            : number_to_json(get_number(record, &fields[i]));
     if (json_object_set_new(line, fields[i].key, value) != 0) { // takes the value, NULL included
       json_decref(line);
       return NULL;
     }
   }
+  if (line && (!put_norms(line, record) ||
+               (record->matrix_count > 0 && json_object_set_new(line, "spectral", spt_metric_matrices_to_json(record)) != 0))) {
+    json_decref(line);
+    return NULL;
+  }
   return line;
 }
 
-/* Keys that are not there read as 0, null as NAN; unknown keys are left alone. */
+/* Keys that are not there read as 0, null as NAN; unknown keys are left alone. All but the matrices. */
 static bool from_json(const json_t *line, spt_metric_record *record) {
   memset(record, 0, sizeof *record);
   if (!json_is_integer(json_object_get(line, "step"))) return false;
@@ -97,7 +140,24 @@ static bool from_json(const json_t *line, spt_metric_record *record) {
       *(double *)(void *)at = json_is_null(value) ? NAN : json_number_value(value);
   }
   record->validated = json_object_get(line, "validation_loss") != NULL;
+  get_norms(line, record);
   return true;
+}
+
+bool spt_metrics_parse_line(const char *line, size_t length, spt_metric_record *record_p) {
+  json_t *object = json_loadb(line, length, JSON_REJECT_DUPLICATES, NULL);
+  const bool fine = object && from_json(object, record_p);
+  json_decref(object);
+  return fine;
+}
+
+/* With the matrices, where the record is of a step up to last_step: 1, 0: no record, −1: out of memory. */
+static int parse_line(const char *line, size_t length, int64_t last_step, spt_metric_record *record_p) {
+  json_t *object = json_loadb(line, length, JSON_REJECT_DUPLICATES, NULL);
+  int parsed = object && from_json(object, record_p);
+  if (parsed && record_p->step <= last_step && !spt_metric_matrices_from_json(json_object_get(object, "spectral"), record_p)) parsed = -1;
+  json_decref(object);
+  return parsed;
 }
 
 static spt_status push(spt_metric_record **records_p, int64_t *count_p, int64_t *capacity_p,
@@ -126,10 +186,13 @@ static spt_status parse(const char *path, int64_t last_step, spt_metric_record *
     if (*count_p > 0 && (*records_p)[*count_p - 1].step >= last_step) break; // what follows is cut off, damaged or not
     const char *end = memchr(text + at, '\n', size - at);
     const size_t length = end ? (size_t)(end - (text + at)) : size - at;
-    json_t *line = end ? json_loadb(text + at, length, JSON_REJECT_DUPLICATES, NULL) : NULL;
     spt_metric_record record;
-    const bool fine = line && from_json(line, &record);
-    json_decref(line);
+    const int parsed = end ? parse_line(text + at, length, last_step, &record) : 0;
+    const bool fine = parsed > 0;
+    if (parsed < 0) {
+      status = SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for the telemetry of step %lld", path, (long long)record.step);
+      break;
+    }
     if (!fine) {
       if (end && at + length + 1 < size)
         status = SPT_FAIL(SPT_ERR_DATA, "%s:%d: not a metric record (one JSON object with a step); remove that line",
@@ -137,7 +200,10 @@ static spt_status parse(const char *path, int64_t last_step, spt_metric_record *
       break;
     }
     if (record.step > last_step) break;
-    if ((status = push(records_p, count_p, capacity_p, &record)) != SPT_OK) break;
+    if ((status = push(records_p, count_p, capacity_p, &record)) != SPT_OK) {
+      free(record.matrices);
+      break;
+    }
     at += length + 1;
   }
   free(text);
@@ -151,9 +217,12 @@ spt_status spt_metrics_read(const char *path, spt_metric_record **records_p, int
   uint64_t bytes;
   const spt_status status = parse(path, INT64_MAX, &records, &count, &capacity, &bytes);
   if (status != SPT_OK) {
+    spt_metric_matrices_free(records, count);
     free(records);
     return status;
   }
+  records = spt_metric_records_pack(records, count);
+  if (!records) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for %lld metric records", path, (long long)count);
   *records_p = records;
   *count_p = count;
   return SPT_OK;
@@ -218,6 +287,7 @@ void spt_metrics_close(spt_metrics **metrics_p) {
   spt_metrics *metrics = *metrics_p;
   if (!metrics) return;
   if (metrics->fd >= 0) close(metrics->fd);
+  spt_metric_matrices_free(metrics->records, metrics->count);
   free(metrics->records);
   free(metrics->hdf5);
   free(metrics->jsonl);
@@ -225,10 +295,20 @@ void spt_metrics_close(spt_metrics **metrics_p) {
   *metrics_p = NULL;
 }
 
-static spt_status write_line(spt_metrics *metrics, const spt_metric_record *record) {
+const spt_metric_record *spt_metrics_records(const spt_metrics *metrics, int64_t *count_p) {
+  *count_p = metrics->count;
+  return metrics->records;
+}
+
+char *spt_metrics_line(const spt_metric_record *record) {
   json_t *object = to_json(record);
   char *line = object ? json_dumps(object, JSON_COMPACT | JSON_PRESERVE_ORDER) : NULL;
   json_decref(object);
+  return line;
+}
+
+static spt_status write_line(spt_metrics *metrics, const spt_metric_record *record) {
+  char *line = spt_metrics_line(record);
   if (!line) return SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for a line", metrics->jsonl);
   const size_t length = strlen(line);
   line[length] = '\n'; // in place of the NUL: one write, so that a reader sees whole lines
@@ -248,7 +328,11 @@ static spt_status write_lines(spt_metrics *metrics) {
 }
 
 spt_status spt_metrics_append(spt_metrics *metrics, const spt_metric_record *record) {
-  SPT_TRY(push(&metrics->records, &metrics->count, &metrics->capacity, record));
+  spt_metric_record own = *record;
+  if (!spt_metric_matrices_copy(&own)) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for a metric record");
+  const spt_status status = push(&metrics->records, &metrics->count, &metrics->capacity, &own);
+  if (status != SPT_OK) free(own.matrices);
+  SPT_TRY(status);
   return write_lines(metrics);
 }
 
@@ -283,12 +367,8 @@ static spt_status sync_lines(spt_metrics *metrics) {
 
 /* ---- metrics.h5 ---- */
 
-/* One 1-D array of doubles: the field over all records, or over those validated. */
-static bool put_series(hid_t group, const spt_metrics *metrics, const field *field, const char *name, bool validated,
-                       double *values) {
-  hsize_t count = 0;
-  for (int64_t i = 0; i < metrics->count; i++)
-    if (!validated || metrics->records[i].validated) values[count++] = get_number(&metrics->records[i], field);
+/* One 1-D array of doubles. */
+static bool put_values(hid_t group, const char *name, hsize_t count, const double *values) {
   const hid_t space = H5Screate_simple(1, &count, NULL);
   const hid_t set =
       space < 0 ? -1 : H5Dcreate2(group, name, H5T_IEEE_F64LE, space, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
@@ -298,17 +378,55 @@ static bool put_series(hid_t group, const spt_metrics *metrics, const field *fie
   return fine;
 }
 
-static bool put_all(hid_t file, const spt_metrics *metrics, double *values) {
-  const hid_t group = H5Gcreate2(file, "/validation", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+/* One 1-D array of doubles: the field over all records that have what is asked for. */
+static bool put_series(hid_t group, const spt_metrics *metrics, const field *field, const char *name,
+                       field_presence presence, double *values) {
+  hsize_t count = 0;
+  for (int64_t i = 0; i < metrics->count; i++)
+    if (is_present(&metrics->records[i], presence)) values[count++] = get_number(&metrics->records[i], field);
+  return put_values(group, name, count, values);
+}
+
+/* /grad_norms/<group>: over all records, NaN where a record has it not. */
+static bool put_norm_series(hid_t file, const spt_metrics *metrics, double *values) {
+  uint32_t present = 0;
+  for (int64_t i = 0; i < metrics->count; i++) present |= metrics->records[i].gradient_groups;
+  if (present == 0) return true;
+  const hid_t group = H5Gcreate2(file, "/grad_norms", H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
   bool fine = group >= 0;
-  for (int i = 0; fine && i < FIELDS; i++) {
-    const bool axis = strcmp(fields[i].key, "step") == 0 || strcmp(fields[i].key, "tokens") == 0;
-    if (!fields[i].validation) fine = put_series(file, metrics, &fields[i], fields[i].key, false, values);
-    if (fine && (fields[i].validation || axis))
-      fine = put_series(group, metrics, &fields[i], fields[i].key, true, values);
+  for (int g = 0; fine && g < SPT_GRADIENT_GROUPS; g++) {
+    if (!(present >> g & 1)) continue;
+    for (int64_t i = 0; i < metrics->count; i++) {
+      const spt_metric_record *record = &metrics->records[i];
+      values[i] = has_norm(record, g) ? record->grad_norms[g] : (double)NAN;
+    }
+    fine = put_values(group, spt_gradient_group_name(g), (hsize_t)metrics->count, values);
   }
   if (group >= 0) fine = H5Gclose(group) >= 0 && fine;
   return fine;
+}
+
+/* A group of the fields that are there only where they were taken, with their steps and tokens. */
+static bool put_group(hid_t file, const spt_metrics *metrics, const char *name, field_presence presence, double *values) {
+  const hid_t group = H5Gcreate2(file, name, H5P_DEFAULT, H5P_DEFAULT, H5P_DEFAULT);
+  bool fine = group >= 0;
+  for (int i = 0; fine && i < FIELDS; i++) {
+    const bool axis = strcmp(fields[i].key, "step") == 0 || strcmp(fields[i].key, "tokens") == 0;
+    if (axis || fields[i].presence == presence)
+      fine = put_series(group, metrics, &fields[i], fields[i].key, presence, values);
+  }
+  if (fine && presence == MEASURED) fine = spt_metric_matrices_put(group, metrics->records, metrics->count);
+  if (group >= 0) fine = H5Gclose(group) >= 0 && fine;
+  return fine;
+}
+
+static bool put_all(hid_t file, const spt_metrics *metrics, double *values) {
+  bool fine = true, measured = false;
+  for (int i = 0; fine && i < FIELDS; i++)
+    if (fields[i].presence == ALWAYS) fine = put_series(file, metrics, &fields[i], fields[i].key, ALWAYS, values);
+  for (int64_t i = 0; i < metrics->count; i++) measured |= metrics->records[i].matrix_count > 0;
+  fine = fine && put_group(file, metrics, "/validation", VALIDATED, values) && put_norm_series(file, metrics, values);
+  return fine && (!measured || put_group(file, metrics, "/spectral", MEASURED, values));
 }
 
 /* The file as bytes, made in memory: HDF5 never meets a full disk. */

@@ -4,10 +4,14 @@
 #ifndef SPT_METRICS_H
 #define SPT_METRICS_H
 
-#include "core/status.h"
+#include "core/gradient_groups.h"
+#include "core/telemetry.h"
 
-#include <stdbool.h>
-#include <stdint.h>
+/* Telemetry of one matrix; `name` is its tensors' without .A, .B or .weight. */
+typedef struct spt_metric_matrix {
+  char name[SPT_NAME_MAX];
+  spt_telemetry values;
+} spt_metric_matrix;
 
 typedef struct spt_metric_record {
   int64_t step, tokens; /* completed */
@@ -17,6 +21,16 @@ typedef struct spt_metric_record {
   int64_t reduce_bytes, reduce_messages, gather_bytes, gather_messages; /* per step */
   bool validated;
   double validation_loss, perplexity, bits_per_byte; /* bits_per_byte NAN: unknown */
+  int64_t ranks, micro, threads; /* what computed the step; threads: of rank 0 */
+  double loss_z;                 /* NAN: not judged */
+  int64_t spikes;                /* so far */
+  uint32_t gradient_groups;      /* bit g: grad_norms[g] was taken (gradient_groups.h) */
+  double grad_norms[SPT_GRADIENT_GROUPS];
+  /* the telemetry of [metrics] spectral_every; matrix_count 0: not taken */
+  double spectral_seconds;     /* what it took */
+  int64_t spectral_violations; /* matrices for which a bound did not hold that always does */
+  int matrix_count;
+  spt_metric_matrix *matrices; /* given: borrowed; read: in the array's own memory */
 } spt_metric_record;
 
 typedef struct spt_metrics spt_metrics;
@@ -27,11 +41,17 @@ spt_status spt_metrics_open(const char *folder, int64_t step, spt_metrics **metr
 /* Writes the record, after those that are still to be written. On SPT_ERR_RESOURCE it is kept, to be written later (unless
  * memory ran out). */
 spt_status spt_metrics_append(spt_metrics *metrics, const spt_metric_record *record);
+/* All records up to now; borrowed until the next append. */
+const spt_metric_record *spt_metrics_records(const spt_metrics *metrics, int64_t *count_p);
+/* A record as its line of JSON, without the end of the line; malloc'ed, NULL: out of memory. */
+char *spt_metrics_line(const spt_metric_record *record);
+/* The record of a line, all but its matrices; false: it is none. */
+bool spt_metrics_parse_line(const char *line, size_t length, spt_metric_record *record_p);
 /* Makes metrics.jsonl durable, with all records, also where the file has vanished; rewrites metrics.h5 (after a validation,
  * before a save, and at the end). SPT_OK: every record so far is on disk in both. */
 spt_status spt_metrics_write_hdf5(spt_metrics *metrics);
 void spt_metrics_close(spt_metrics **metrics_p);
-/* All records of a metrics.jsonl; malloc'ed array, the caller frees. A torn last line is left out. */
+/* All records of a metrics.jsonl; one malloc'ed block, matrices included, which the caller frees. A torn last line is left out. */
 spt_status spt_metrics_read(const char *path, spt_metric_record **records_p, int64_t *count_p);
 
 #endif

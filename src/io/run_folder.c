@@ -3,6 +3,7 @@
 #include "checkpoint_internal.h"
 #include "durable_file.h"
 #include "run_lock.h"
+#include "step_files.h"
 
 #include <dirent.h>
 #include <errno.h>
@@ -25,62 +26,35 @@ struct spt_run_folder {
 
 typedef struct listing {
   int64_t *steps; /* descending */
-  size_t count, capacity;
+  size_t count;
   bool best;
 } listing;
-
-/* Exactly the names this program writes. */
-static bool parse_name(const char *name, int64_t *step_p) {
-  char again[64];
-  long long step;
-  if (sscanf(name, "step-%lld.h5", &step) != 1 || step < 0) return false;
-  snprintf(again, sizeof again, "step-%08lld.h5", step);
-  *step_p = step;
-  return strcmp(again, name) == 0;
-}
-
-static int descending(const void *left, const void *right) {
-  const int64_t a = *(const int64_t *)left, b = *(const int64_t *)right;
-  return (a < b) - (a > b);
-}
 
 static void checkpoints_folder(const char *output, char path[SPT_PATH_MAX]) {
   snprintf(path, SPT_PATH_MAX, "%s/checkpoints", output);
 }
 
 static void step_path(const char *output, int64_t step, char path[SPT_PATH_MAX]) {
-  snprintf(path, SPT_PATH_MAX, "%s/checkpoints/step-%08lld.h5", output, (long long)step);
+  char folder[SPT_PATH_MAX];
+  checkpoints_folder(output, folder);
+  spt_step_file_path(folder, step, ".h5", path);
 }
 
 static spt_status list(const char *output, listing *listing_p) {
-  char path[SPT_PATH_MAX];
-  checkpoints_folder(output, path);
+  char folder[SPT_PATH_MAX], best[SPT_PATH_MAX];
+  struct stat info;
   *listing_p = (listing){0};
-  DIR *folder = opendir(path);
-  if (!folder) {
-    if (errno == ENOENT) return SPT_OK;
-    return SPT_FAIL(SPT_ERR_RESOURCE, "%s: cannot be read: %s", path, strerror(errno));
+  checkpoints_folder(output, folder);
+  snprintf(best, sizeof best, "%s/checkpoints/best.h5", output);
+  SPT_TRY(spt_step_files_list(folder, ".h5", &listing_p->steps, &listing_p->count));
+  int64_t *steps = listing_p->steps;
+  for (size_t i = 0, j = listing_p->count; i + 1 < j; i++) {
+    const int64_t step = steps[i];
+    steps[i] = steps[--j];
+    steps[j] = step;
   }
-  spt_status status = SPT_OK;
-  for (struct dirent *entry; status == SPT_OK && (entry = readdir(folder));) {
-    int64_t step;
-    if (strcmp(entry->d_name, "best.h5") == 0) listing_p->best = true;
-    if (!parse_name(entry->d_name, &step)) continue;
-    if (listing_p->count == listing_p->capacity) {
-      const size_t capacity = listing_p->capacity ? 2 * listing_p->capacity : 16;
-      int64_t *steps = realloc(listing_p->steps, capacity * sizeof *steps);
-      if (!steps) {
-        status = SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory for its listing", path);
-        break;
-      }
-      listing_p->steps = steps;
-      listing_p->capacity = capacity;
-    }
-    listing_p->steps[listing_p->count++] = step;
-  }
-  closedir(folder);
-  if (listing_p->count > 1) qsort(listing_p->steps, listing_p->count, sizeof *listing_p->steps, descending);
-  return status;
+  listing_p->best = lstat(best, &info) == 0;
+  return SPT_OK;
 }
 
 /* What this program leaves of killed and failed saves. A folder that cannot be read will be told of by what needs it. */
@@ -95,7 +69,7 @@ static void remove_parts(const char *output) {
     int64_t step;
     if (length <= 5 || length >= sizeof name || strcmp(entry->d_name + length - 5, ".part") != 0) continue;
     snprintf(name, sizeof name, "%.*s", (int)(length - 5), entry->d_name);
-    if (strcmp(name, "best.h5") == 0 || parse_name(name, &step)) unlinkat(dirfd(entries), entry->d_name, 0);
+    if (strcmp(name, "best.h5") == 0 || spt_step_file_parse(name, ".h5", &step)) unlinkat(dirfd(entries), entry->d_name, 0);
   }
   closedir(entries);
 }
@@ -349,7 +323,7 @@ static spt_status remove_ours(const char *path) {
 spt_status spt_run_folder_after_save(spt_run_folder *folder, const char *path, bool best, int64_t keep) {
   const char *name = strrchr(path, '/');
   int64_t saved;
-  if (!parse_name(name ? name + 1 : path, &saved))
+  if (!spt_step_file_parse(name ? name + 1 : path, ".h5", &saved))
     return SPT_FAIL(SPT_ERR_USAGE, "%s: not a checkpoint of %s", path, folder->output);
   SPT_TRY(spt_run_lock_check(folder->lock)); // another run's files are not ours to link or remove
   if (best) SPT_TRY(replace_best(folder, path));

@@ -158,21 +158,33 @@ int64_t spt_token_stream_windows(const spt_token_stream *stream, int64_t seq_len
   return seq_len < 1 ? 0 : (spt_token_stream_tokens(stream) - 1) / seq_len;
 }
 
-spt_status spt_token_stream_read(spt_token_stream *stream, int64_t begin, int64_t count, int32_t *ids) {
-  if (begin < 0 || count < 0 || begin > spt_token_stream_tokens(stream) - count)
-    return SPT_FAIL(SPT_ERR_DATA, "tokens %lld..%lld wanted of %lld in all shards", (long long)begin,
-                    (long long)(begin + count), (long long)spt_token_stream_tokens(stream));
-  int low = 0, high = stream->file_count; /* the shard that holds `begin` */
+static int shard_of(const spt_token_stream *stream, int64_t position) {
+  int low = 0, high = stream->file_count;
   while (high - low > 1) {
     const int middle = (low + high) / 2;
-    if (stream->first[middle] <= begin)
+    if (stream->first[middle] <= position)
       low = middle;
     else
       high = middle;
   }
-  for (int64_t done = 0; done < count; low++) {
-    const int64_t left = stream->first[low + 1] - (begin + done), some = left < count - done ? left : count - done;
-    SPT_TRY(spt_token_file_read(stream->files[low], begin + done - stream->first[low], some, ids + done));
+  return low;
+}
+
+const spt_token_file *spt_token_stream_locate(const spt_token_stream *stream, int64_t position, int64_t *offset_p) {
+  assert(position >= 0 && position < spt_token_stream_tokens(stream));
+  const int shard = shard_of(stream, position);
+  *offset_p = position - stream->first[shard];
+  return stream->files[shard];
+}
+
+spt_status spt_token_stream_read(spt_token_stream *stream, int64_t begin, int64_t count, int32_t *ids) {
+  if (begin < 0 || count < 0 || begin > spt_token_stream_tokens(stream) - count)
+    return SPT_FAIL(SPT_ERR_DATA, "tokens %lld..%lld wanted of %lld in all shards", (long long)begin,
+                    (long long)(begin + count), (long long)spt_token_stream_tokens(stream));
+  int shard = shard_of(stream, begin);
+  for (int64_t done = 0; done < count; shard++) {
+    const int64_t left = stream->first[shard + 1] - (begin + done), some = left < count - done ? left : count - done;
+    SPT_TRY(spt_token_file_read(stream->files[shard], begin + done - stream->first[shard], some, ids + done));
     done += some;
   }
   stream->tokens_read += count;

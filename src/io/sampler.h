@@ -24,6 +24,8 @@ spt_status spt_token_stream_same_tokenizer(const spt_token_stream *one, const sp
 int64_t spt_token_stream_windows(const spt_token_stream *stream, int64_t seq_len);
 /* Tokens [begin, begin + count) across shards. */
 spt_status spt_token_stream_read(spt_token_stream *stream, int64_t begin, int64_t count, int32_t *ids);
+/* The shard that holds token `position` of [0, tokens), and its place there. */
+const spt_token_file *spt_token_stream_locate(const spt_token_stream *stream, int64_t position, int64_t *offset_p);
 /* Tokens read so far through this handle. */
 int64_t spt_token_stream_tokens_read(const spt_token_stream *stream);
 /* 32 hex digits + NUL: XXH3-128 over the shards' sizes, vocabularies, tokenizers and block checksums (their content,

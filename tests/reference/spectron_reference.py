@@ -27,6 +27,8 @@ STEPS = 20
 SKIPPED = 6  # this step's update is not applied (as after a non-finite gradient); data and schedule go on
 # (m, n, r): tall, two of one shape (a batch), a wide A, r = 1, square, r a multiple of 8
 PAIRS = [(37, 11, 5), (13, 29, 7), (13, 29, 7), (9, 23, 14), (17, 19, 1), (12, 12, 12), (24, 40, 8)]
+# Dense matrices (m, n), which follow the method as matrices: one factor, rho = eta
+DENSE = [(14, 31), (26, 9)]
 # name -> (shape, weight decay applies)
 OTHERS = {"embed": ((7, 10), True), "gain": ((1, 10), False)}
 
@@ -40,6 +42,10 @@ class Method:
     grad_clip: float = 0.0
     newton_schulz_steps: int = 5
     power_steps: int = 1
+    variant: str = "quintic"
+    coefficient_a: float = 3.4445
+    coefficient_b: float = -4.7750
+    coefficient_c: float = 2.0315
     adamw_lr: float = -1.0  # < 0: eta_t
     beta1: float = 0.9
     beta2: float = 0.95
@@ -57,18 +63,33 @@ CASES = {
     "muon": Method("muon", lr=0.05),
     "renorm": Method("renorm", lr=0.5, power_steps=3),
     "sgd": Method("sgd", lr=0.05, kind="constant"),
+    "polar_express": Method("spectron", lr=0.3, variant="polar-express", newton_schulz_steps=6),
+    "coefficients": Method("muon", lr=0.05, newton_schulz_steps=7, coefficient_a=1.875, coefficient_b=-1.25, coefficient_c=0.375),
     "adamw": Method("adamw", lr=0.02, grad_clip=6.0),
 }
 
 
-def newton_schulz(g, steps):
-    """Alg. 2; the Gram matrix on the short side."""
-    x = g / (torch.linalg.norm(g) + 1e-7)
+# The Polar Express (arXiv:2505.16932), Algorithm 1; 1.01 is its factor of safety.
+POLAR_EXPRESS = [(8.28721201814563, -23.595886519098837, 17.300387312530933), (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+                 (3.9486908534822946, -2.908902115962949, 0.5518191394370137), (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+                 (2.300652019954817, -1.6689039845747493, 0.4188073119525673), (1.891301407787398, -1.2679958271945868, 0.37680408948524835),
+                 (1.8750014808534479, -1.2500016453999487, 0.3750001645474248)]
+
+
+def newton_schulz(g, method):
+    """Alg. 2; the Gram matrix on the short side. Or the Polar Express."""
+    polar = method.variant == "polar-express"
+    x = g / ((1.01 if polar else 1) * (torch.linalg.norm(g) + 1e-7))
     tall = x.shape[0] > x.shape[1]
     x = x.T if tall else x
-    for _ in range(steps):
+    for step in range(method.newton_schulz_steps):
+        a, b, c = method.coefficient_a, method.coefficient_b, method.coefficient_c
+        if polar and step < len(POLAR_EXPRESS):
+            a, b, c = (p / 1.01**power for p, power in zip(POLAR_EXPRESS[step], (1, 3, 5)))
+        elif polar:
+            a, b, c = 1.875, -1.25, 0.375
         gram = x @ x.T
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+        x = a * x + (b * gram + c * gram @ gram) @ x
     return x.T if tall else x
 
 
@@ -94,24 +115,24 @@ def schedule_factor(method, t, steps=STEPS):
 
 
 class Pair:
-    """One factor pair under spectron, muon, renorm or sgd (Alg. 1 lines 7-16 and Table 2's rows)."""
+    """A factor pair under spectron, muon, renorm or sgd (Alg. 1 lines 7-16 and Table 2's rows); without u a dense matrix by itself."""
 
-    def __init__(self, method, a, b, u_a, u_b):
-        self.method, self.factors, self.u = method, [a, b], [u_a, u_b]
-        self.momentum = [torch.zeros_like(a), torch.zeros_like(b)]
+    def __init__(self, method, factors, u=()):
+        self.method, self.factors, self.u = method, list(factors), list(u)
+        self.momentum = [torch.zeros_like(w) for w in factors]
         self.sigma = [0.0, 0.0]
 
     def step(self, gradients, lr):
         method = self.method
         self.momentum = [method.momentum * m + (1 - method.momentum) * g for m, g in zip(self.momentum, gradients)]
         if method.method in ("spectron", "muon"):
-            updates = [newton_schulz(m, method.newton_schulz_steps) for m in self.momentum]
+            updates = [newton_schulz(m, method) for m in self.momentum]
         elif method.method == "renorm":
             updates = [m / (torch.linalg.norm(m) + 1e-7) for m in self.momentum]
         else:
             updates = self.momentum
         rho = lr
-        if method.method in ("spectron", "renorm"):
+        if method.method in ("spectron", "renorm") and self.u:
             (sigma_a, u_a), (sigma_b, u_b) = (power_iteration(w, u, method.power_steps) for w, u in zip(self.factors, self.u))
             self.u, self.sigma = [u_a, u_b], [sigma_a.item(), sigma_b.item()]
             rho = lr / (sigma_a + sigma_b + 1)
@@ -124,6 +145,8 @@ def table():
     for i, (m, n, r) in enumerate(PAIRS):
         tensors[f"pair{i}.A"] = ((m, r), True)
         tensors[f"pair{i}.B"] = ((n, r), True)
+    for i, shape in enumerate(DENSE):
+        tensors[f"dense{i}"] = (shape, True)
     tensors.update(OTHERS)
     return tensors
 
@@ -161,9 +184,9 @@ def run(method, values, u, gradients, dtype):
     """All STEPS steps in `dtype`. Returns the final state by kind and name, and the series by step."""
     cast = {name: v.to(dtype) for name, v in values.items()}
     as_pairs = method.method != "adamw"
-    pairs = [Pair(method, cast[f"pair{i}.A"], cast[f"pair{i}.B"], u[f"pair{i}.A"].to(dtype), u[f"pair{i}.B"].to(dtype))
-             for i in range(len(PAIRS))] if as_pairs else []
-    elementwise = {name: cast[name].clone().requires_grad_() for name in table() if not (as_pairs and name.startswith("pair"))}
+    names = [[f"pair{i}.A", f"pair{i}.B"] for i in range(len(PAIRS))] + [[f"dense{i}"] for i in range(len(DENSE))]
+    pairs = [Pair(method, [cast[n] for n in group], [u[n].to(dtype) for n in group if n in u]) for group in names] if as_pairs else []
+    elementwise = {name: cast[name].clone().requires_grad_() for name in table() if not (as_pairs and name.startswith(("pair", "dense")))}
     groups = [{"params": [p], "weight_decay": method.weight_decay if table()[name][1] else 0.0} for name, p in elementwise.items()]
     adamw = torch.optim.AdamW(groups, lr=method.lr, betas=(method.beta1, method.beta2), eps=method.eps)
     series = {key: [] for key in ("lr_factor", "sum_squares", "clip", "apply", "sigma")}
@@ -175,8 +198,8 @@ def run(method, values, u, gradients, dtype):
         factor = schedule_factor(method, t)
         apply = t != SKIPPED
         if apply:
-            for i, pair in enumerate(pairs):
-                pair.step([clip * g[f"pair{i}.A"], clip * g[f"pair{i}.B"]], method.lr * factor)
+            for group, pair in zip(names, pairs):
+                pair.step([clip * g[name] for name in group], method.lr * factor)
                 for m in pair.momentum:
                     singular = torch.linalg.svdvals(m.double())
                     smallest = min(smallest, (singular[-1] / torch.linalg.norm(m.double())).item())
@@ -185,14 +208,13 @@ def run(method, values, u, gradients, dtype):
                 group["lr"] = (method.lr if method.adamw_lr < 0 else method.adamw_lr) * factor
             adamw.step()
         for key, value in (("lr_factor", factor), ("sum_squares", sum_squares), ("clip", clip), ("apply", float(apply)),
-                           ("sigma", [pair.sigma for pair in pairs])):
+                           ("sigma", [pair.sigma for pair in pairs if pair.u])):
             series[key].append(value)
     state = {"value": {}, "momentum": {}, "power_u": {}, "adam_m": {}, "adam_v": {}}
-    for i, pair in enumerate(pairs):
-        for j, letter in enumerate("AB"):
-            name = f"pair{i}.{letter}"
+    for group, pair in zip(names, pairs):
+        for j, name in enumerate(group):
             state["value"][name], state["momentum"][name] = pair.factors[j], pair.momentum[j]
-            if method.method in ("spectron", "renorm"):
+            if method.method in ("spectron", "renorm") and pair.u:
                 state["power_u"][name] = pair.u[j]
     for name, p in elementwise.items():
         state["value"][name] = p.detach()
@@ -245,6 +267,7 @@ def main():
         file.attrs.update({"format": "spectron-golden-steps", "seed": arguments.seed, "torch": str(torch.__version__),
                            "script": os.path.basename(__file__), "steps": STEPS})
         file["pairs"] = np.array(PAIRS, dtype=np.int64)
+        file["dense"] = np.array(DENSE, dtype=np.int64)
         file["others"] = np.array([[*shape, decay] for shape, decay in OTHERS.values()], dtype=np.int64)
         file["initial/value"], file["initial/power_u"] = flatten(values), flatten(u)
         file["gradients"] = np.stack([flatten({name: g[t] for name, g in gradients.items()}) for t in range(STEPS)]).astype(np.float16)

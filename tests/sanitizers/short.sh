@@ -6,7 +6,7 @@ set -eu
 source=$(cd "$(dirname "$0")/../.." && pwd)
 . "$source/tests/sanitizers/environment.sh"
 build=$1/sanitized
-tests="test_checkpoint test_config test_job_toml test_metrics test_params test_prefetch test_run_folder test_sampler
+tests="test_checkpoint test_config test_job_toml test_metrics test_params test_post_mortem test_prefetch test_run_folder test_sampler
  test_shard_plan test_status test_token_file test_tokenizer test_watchdog"
 # without optimisation: a third of the time to build, and the more is checked
 [ -f "$build/build.ninja" ] || meson setup "$build" "$source" -Doptimization=0 -Db_sanitize=address,undefined -Db_lundef=false -Dred_zones=true

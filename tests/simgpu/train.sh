@@ -68,6 +68,7 @@ note "the CPU's runs"
 {
     on_cpu cpu
     on_cpu cpu-dense $dense
+    on_cpu cpu-dense-muon --set model.parameterization=dense --set optimizer.method=muon
     on_cpu cpu-adamw --set optimizer.method=adamw --set optimizer.lr=0.003
     on_cpu cpu-bf16 --set device.precision=bf16
     on_cpu cpu-bf16-adamw --set device.precision=bf16 --set optimizer.method=adamw --set optimizer.lr=0.003
@@ -83,14 +84,17 @@ like cpu-adamw 1e-5 2 adamw-2 --set optimizer.method=adamw --set optimizer.lr=0.
 note "bf16: from two ranks on masters are their owners' alone, and the model reads gathered copies; audits compare these"
 like cpu-bf16 5e-3 1 bf16-1 --set device.precision=bf16
 like cpu-bf16 5e-3 2 bf16-2 --set device.precision=bf16
-like cpu-bf16 5e-3 4 bf16-4-scatter-recompute --set device.precision=bf16 --set dist.reduction=reduce-scatter --set model.recompute=true --set dist.audit_every=1
-like cpu-bf16-adamw 5e-3 2 bf16-adamw-2 --set device.precision=bf16 --set optimizer.method=adamw --set optimizer.lr=0.003 --set dist.audit_every=3
+like cpu-bf16 5e-3 4 bf16-4-scatter-recompute --set device.precision=bf16 --set dist.reduction=reduce-scatter --set model.recompute=true --set dist.audit_every=1 --set metrics.spectral_every=2
+! grep WARNING log || fail "a bound of the telemetry does not hold"
+like cpu-bf16-adamw 5e-3 2 bf16-adamw-2 --set device.precision=bf16 --set optimizer.method=adamw --set optimizer.lr=0.003 --set dist.audit_every=3 --set metrics.spectral_every=5
+! grep WARNING log || fail "a bound of the telemetry does not hold"
 note "dense"
 # shellcheck disable=SC2086
 {
     like cpu-dense 1e-5 1 dense-1-recompute $dense --set model.recompute=true
     like cpu-dense 1e-5 2 dense-2-scatter-recompute $dense --set dist.reduction=reduce-scatter --set model.recompute=true
     like cpu-dense 1e-5 4 dense-4 $dense
+    like cpu-dense-muon 1e-5 2 dense-2-muon --set model.parameterization=dense --set optimizer.method=muon
 }
 
 note "checkpoints of one backend go on on the other"
@@ -152,6 +156,18 @@ unset SIMGPU_NCCL_FAIL_AT
 grep -q '^spectron-dist: rank [01] .*NCCL' log || { cat log; fail "no word of NCCL"; }
 expect 4 'diverged' gpu 2 --backend cuda --set run.output=diverged --set optimizer.method=sgd --set optimizer.lr=1000 --set optimizer.adamw.lr=1000 \
     --set optimizer.grad_clip=0 --set schedule.warmup=0 --set schedule.steps=20 job.toml
+note "a skipped step leaves a post-mortem; a replay computes the same bits and names the matrix that went wrong"
+on_gpu 2 wrong --set schedule.kind=constant
+on_gpu 2 again --set schedule.kind=constant --replay 8 --resume=wrong/checkpoints/step-00000005.h5
+losses wrong | sed -n 6,8p >a.loss
+losses again | cmp a.loss - >&2 || fail "a replay has other losses"
+grep -q '^replay: every value of every op is finite' log || { cat log; fail "the replay says nothing"; }
+rm -f wrong/checkpoints/best.h5
+"$build/tests/poison_checkpoint" wrong/$last /model/model.layers.1.mlp.up_proj.B 3 3.4e38 || fail "poisoning"
+expect 4 'diverged' gpu 2 --backend cuda --set schedule.kind=constant --set schedule.steps=12 --set run.output=wrong --resume job.toml
+grep -q '"reason":"skipped","step":11,' wrong/post-mortem/step-00000011.json || fail "no post-mortem"
+on_gpu 2 once-more --set schedule.kind=constant --set schedule.steps=12 --replay 11 --resume=wrong/post-mortem/step-00000010.h5
+grep -q '^replay: the first to go wrong: model.layers.1.mlp.up_proj, forward' log || { cat log; fail "the matrix is not named"; }
 note "a rank's broken data ends all, a step late"
 mkdir -p bad && cp data/* bad/
 size=$(stat -c %s bad/train-*.h5 | head -1)

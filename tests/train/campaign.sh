@@ -39,7 +39,7 @@ start() {
     every=$((8 + drawn))
     : >log
     # shellcheck disable=SC2086
-    SPT_FAULTS=$slow setsid sh "$mpi_run" "$ranks" env LD_PRELOAD="$build/tests/libspt_fail_disk.so" "$trainer" --threads 1 --resume $settings \
+    SPT_FAULTS=$slow setsid sh "$mpi_run" "$ranks" env LD_PRELOAD="$build/tests/libspt_fail_disk.so${LD_PRELOAD:+:$LD_PRELOAD}" "$trainer" --threads 1 --resume $settings \
         --set checkpoint.every=$every --set schedule.steps=1000000 job.toml >>log 2>&1 &
     session=$! # setsid runs in a child of this shell that leads no group, so it does not fork
     n=0

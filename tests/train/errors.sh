@@ -11,7 +11,6 @@ expect 2 'typed.toml:6' mpi 2 typed.toml
 echo '[run' >broken.toml
 expect 2 'broken.toml:1' mpi 2 broken.toml
 expect 2 'sequences' mpi 5 job.toml
-expect 2 'dense' mpi 1 --set model.parameterization=dense --set optimizer.method=spectron job.toml
 if grep -q 'no CUDA device' "$trainer"; then # a build with CUDA, on a machine without
     [ -e /dev/nvidiactl ] || expect 5 'no CUDA device: .*--backend cpu' mpi 2 --backend cuda job.toml
 else

@@ -4,7 +4,7 @@
 . "$(dirname "$0")/lib.sh"
 make_data
 make_job job.toml run-whole
-shim=$build/tests/libspt_fail_disk.so
+shim=$build/tests/libspt_fail_disk.so${LD_PRELOAD:+:$LD_PRELOAD}
 mpi 2 --set schedule.steps=40 job.toml >log 2>&1 || { cat log; fail whole; }
 
 # with FAULTS RUN ARGUMENT...: the same run with faults; its status in $status, its lines in err.log

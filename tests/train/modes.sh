@@ -22,7 +22,10 @@ run loose --set optimizer.grad_clip=1e9
 run tight --set optimizer.grad_clip=1e-3
 if "$compare" run-base/$last run-tight/$last 0 >/dev/null 2>&1; then fail "grad_clip has no effect"; fi
 for mode in "dense --set model.parameterization=dense --set optimizer.method=adamw --set optimizer.lr=0.003" \
-    "dense-muon --set model.parameterization=dense --set optimizer.method=muon" "dense-renorm --set model.parameterization=dense --set optimizer.method=renorm" \
+    "dense-muon --set model.parameterization=dense --set optimizer.method=muon" \
+    "dense-sgd --set model.parameterization=dense --set optimizer.method=sgd" \
+    "dense-spectron --set model.parameterization=dense --set optimizer.method=spectron" \
+    "dense-renorm --set model.parameterization=dense --set optimizer.method=renorm" \
     "ffn --set model.parameterization=low-rank-ffn" "tied --set model.tie_embeddings=true" "gqa --set model.kv_heads=1" \
     "muon --set optimizer.method=muon" "renorm --set optimizer.method=renorm" "sgd --set optimizer.method=sgd" \
     "adamw --set optimizer.method=adamw --set optimizer.lr=0.003" "linear --set schedule.kind=linear" \

@@ -21,13 +21,15 @@ near() {
     awk -v got="$2" -v want="$3" -v tolerance="$4" 'BEGIN { d = got / want - 1; exit !(d <= tolerance && d >= -tolerance) }' ||
         { cat log; fail "$1: $2 FLOPs, counted $3"; }
 }
-# counted NAME: the dry run's count; "head" is first a number of parameters
-counted() { sed -n "s/^ *$1  *\([0-9.e+]*\).*/\1/p" dry.log | tail -1; }
+# counted NAME...: the dry run's counts, forward and backward, together; the table begins at "FLOPs per step"
+counted() {
+    sed -n '/^FLOPs per step/,$p' dry.log | awk -v names=" $* " 'index(names, " " $1 " ") && NF == 3 { sum += $2 + $3 } END { printf "%.6e\n", sum }'
+}
 # part A B: a product; B may be a fraction
 part() { awk "BEGIN { printf \"%.6e\", $1 * $2 }"; }
 
 "$trainer" --dry-run --threads 1 job.toml >dry.log
-matrices=$(counted 'layer matrices') head=$(counted head)
+matrices=$(counted 'q|k|v' o 'gate|up' down) head=$(counted head)
 # backward has the scores to do again: 5 products a head, where core/flops counts 2 for each of forward's 2
 attention=$(awk -v counted="$(counted attention)" 'BEGIN { printf "%.6e", counted * 7 / 6 }')
 # 5 Newton-Schulz iterations of every pair, 20·r²·(m + n + r) FLOPs: ranks ⌊0.27·240⌋ = 64, and ⌊0.27·640⌋ = 172 of down

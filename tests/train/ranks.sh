@@ -21,11 +21,13 @@ smooth 4 --set dist.overlap=false --set run.output=run-blocking p4.toml >log 2>&
 "$compare" run-p4/checkpoints/step-00000020.h5 run-blocking/checkpoints/step-00000020.h5 0
 
 note "dense matrices by Muon, each with one owner"
-for p in 1 3; do
+for p in 1 2 3; do
     smooth $p --set model.parameterization=dense --set optimizer.method=muon --set schedule.steps=6 --set run.output="run-muon-$p" p1.toml >log 2>&1 || { cat log; fail "dense, $p ranks"; }
 done
-same_losses run-muon-1 run-muon-3 2e-5
-"$compare" run-muon-1/checkpoints/step-00000006.h5 run-muon-3/checkpoints/step-00000006.h5 1e-3
+for p in 2 3; do
+    same_losses run-muon-1 "run-muon-$p" 2e-5
+    "$compare" run-muon-1/checkpoints/step-00000006.h5 "run-muon-$p/checkpoints/step-00000006.h5" 1e-3
+done
 
 note "64 ranks"
 for p in 1 64; do

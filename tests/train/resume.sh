@@ -7,7 +7,7 @@ mpi 2 job.toml >log 2>&1 || { cat log; fail whole; }
 last=checkpoints/step-00000020.h5
 
 note "an MPI without MPI_THREAD_MULTIPLE: said, saves are made in between, the same result"
-sh "$mpi_run" 2 env LD_PRELOAD="$build/tests/libspt_pmpi.so" SPT_PMPI_SERIALIZED=1 "$trainer" --threads 1 --set run.output=run-serial job.toml >log 2>&1 ||
+sh "$mpi_run" 2 env LD_PRELOAD="$build/tests/libspt_pmpi.so${LD_PRELOAD:+:$LD_PRELOAD}" SPT_PMPI_SERIALIZED=1 "$trainer" --threads 1 --set run.output=run-serial job.toml >log 2>&1 ||
     { cat log; fail "one thread at a time"; }
 grep -q 'note: this MPI does not support MPI_THREAD_MULTIPLE' log || { cat log; fail "the note is missing"; }
 "$compare" run-whole/$last run-serial/$last 0
