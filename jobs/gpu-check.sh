@@ -3,7 +3,7 @@
 #
 #     sh jobs/gpu-check.sh [REPORT.md]        (default gpu-check.md; its work is kept in build-gpu/ and a temporary folder)
 #
-# Conformance of every op, training against the CPU, checkpoints from one to the other, throughput of S, M and L, and compute-sanitizer and nsys where they are
+# Conformance of every op, training against the CPU, on two GPUs too where there are two, checkpoints from one to the other, throughput of S, M and L, and compute-sanitizer and nsys where they are
 # installed. Exit codes: 0 all passed · 1 a check failed, see the report · 2 cannot build or wrong usage · 77 no GPU here, nothing was checked.
 #
 # TOOLKIT: the CUDA toolkit (default /usr/local/cuda). STEPS: steps of a throughput run (20). BUILD: a build folder that is taken as it is, not built.
@@ -23,7 +23,7 @@ name=$(printf '%s\n' "$names" | head -n 1 | cut -d, -f1)
 report=$(cd "$(dirname "$report")" && pwd)/$(basename "$report")
 work=$(mktemp -d "${TMPDIR:-/tmp}/spt-gpu-check.XXXXXX") || exit 2
 trap 'rm -rf "$work"' EXIT
-failed=0 passed=0
+failed=0 passed=0 launch=
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 
 say() { printf '%s\n' "$*" | tee -a "$report"; }
@@ -137,7 +137,8 @@ END
 train() {
     folder=$1 backend=$2 precision=$3
     shift 3
-    "$trainer" --set run.output="$folder" --backend "$backend" --set device.precision="$precision" "$@" tiny.toml >"$folder.log" 2>&1 ||
+    # shellcheck disable=SC2086 # words
+    $launch "$trainer" --set run.output="$folder" --backend "$backend" --set device.precision="$precision" "$@" tiny.toml >"$folder.log" 2>&1 ||
         { fail "training $folder: exit $?"; end_of "$folder.log"; return 1; }
 }
 train cpu-fp32 cpu fp32
@@ -155,6 +156,13 @@ resumed() {
 }
 if [ -d cuda-fp32/checkpoints ]; then resumed cuda cpu; else fail "no checkpoint of cuda to resume"; fi
 if [ -d cpu-fp32/checkpoints ]; then resumed cpu cuda; else fail "no checkpoint of the CPU to resume"; fi
+if [ "$(printf '%s\n' "$names" | wc -l)" -ge 2 ]; then
+    launch="mpirun -np 2 --bind-to none"
+    train two-fp32 cuda fp32 && compare "two GPUs, fp32, ten steps" cpu-fp32 two-fp32 1e-3 10
+    train two-scatter cuda fp32 --set dist.reduction=reduce-scatter && compare "two GPUs, reduce-scatter" cpu-fp32 two-scatter 1e-3 10
+    train two-bf16 cuda bf16 --set dist.audit_every=1 && compare "two GPUs, bf16, with audits" cpu-fp32 two-bf16 2e-2 10
+    launch=
+else skip "training on two GPUs, and so NCCL: there is one"; fi
 
 say ""
 say "## Throughput"

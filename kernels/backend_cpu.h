@@ -76,15 +76,15 @@ size_t spt_cpu_attention_workspace(const spt_cpu *cpu, int64_t seq_len, int64_t 
 size_t spt_cpu_attention_products_workspace(const spt_cpu *cpu, int64_t seq_len, int64_t head_dim, bool train);
 size_t spt_cpu_head_workspace(const spt_cpu *cpu, int64_t tokens, int64_t hidden, int64_t vocab, bool train);
 size_t spt_cpu_group_packed_bytes(spt_backend *backend, const spt_group_desc *desc);
-spt_status spt_cpu_group_pack(spt_backend *backend, const spt_group_desc *desc, const spt_group_tensors *masters,
+spt_status spt_cpu_group_pack(spt_backend *backend, const spt_group_desc *desc, const spt_group_sources *masters,
                               void *weights);
 /* Packs W (rows, cols) for y = x·Wᵀ and for dx = dy·W. */
 void spt_cpu_pack_both(const spt_cpu *cpu, spt_cpu_thread *thread, int64_t rows, int64_t cols, const float *w,
                        void *forward, void *backward);
 size_t spt_cpu_head_packed_bytes(spt_backend *backend, int64_t vocab, int64_t hidden);
-spt_status spt_cpu_head_pack(spt_backend *backend, int64_t vocab, int64_t hidden, const float *w, void *weights);
+spt_status spt_cpu_head_pack(spt_backend *backend, int64_t vocab, int64_t hidden, const void *w, spt_dtype dtype, void *weights);
 spt_status spt_cpu_embedding_forward(spt_backend *backend, int64_t tokens, int64_t hidden, const int32_t *ids,
-                                     const float *table, float *x);
+                                     const void *table, spt_dtype dtype, float *x);
 spt_status spt_cpu_embedding_backward(spt_backend *backend, int64_t tokens, int64_t hidden, int64_t vocab,
                                       const int32_t *ids, const float *dx, float *dtable);
 spt_status spt_cpu_group_forward(spt_backend *backend, const spt_group_forward_args *args);
@@ -96,6 +96,7 @@ spt_status spt_cpu_attention_products_backward(spt_backend *backend, const spt_a
 spt_status spt_cpu_head_loss(spt_backend *backend, const spt_head_loss_args *args);
 spt_status spt_cpu_batched_gemm(spt_backend *backend, const spt_gemm_batch *batch);
 spt_status spt_cpu_add(spt_backend *backend, int64_t count, const float *a, const float *b, float *out);
+spt_status spt_cpu_round_bf16(spt_backend *backend, int64_t count, const float *from, void *to);
 spt_status spt_cpu_sum(spt_backend *backend, int64_t count, const float *values, double *sum);
 spt_status spt_cpu_decide(spt_backend *backend, double grad_clip, spt_control *control);
 spt_status spt_cpu_gradient_stats(spt_backend *backend, int64_t count, const float *g, spt_control *control);

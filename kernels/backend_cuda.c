@@ -187,6 +187,13 @@ static spt_status cuda_add(spt_backend *backend, int64_t count, const float *a, 
   return spt_cuda_end(cuda, spt_cost_flat(SPT_OP_ADD, count, b ? 8 : 4, 4));
 }
 
+static spt_status cuda_round_bf16(spt_backend *backend, int64_t count, const float *from, void *to) {
+  spt_cuda *cuda;
+  SPT_TRY(spt_cuda_begin(backend, &cuda));
+  SPT_CUDA(spt_cuda_convert(count, from, to, SPT_BF16, cuda->stream));
+  return spt_cuda_end(cuda, spt_cost_flat(SPT_OP_PACK, count, 4, 2));
+}
+
 /* ---- attention, embedding ---- */
 
 static spt_status attention_forward(spt_backend *backend, const spt_attention_args *args) {
@@ -202,11 +209,12 @@ static spt_status attention_backward(spt_backend *backend, const spt_attention_a
   return spt_cuda_end(cuda, spt_cost_attention(args, backend->act, true));
 }
 
-spt_status spt_cuda_embedding_forward(spt_backend *backend, int64_t tokens, int64_t hidden, const int32_t *ids, const float *table, float *x) {
+spt_status spt_cuda_embedding_forward(spt_backend *backend, int64_t tokens, int64_t hidden, const int32_t *ids, const void *table, spt_dtype dtype,
+                                      float *x) {
   spt_cuda *cuda;
   SPT_TRY(spt_cuda_begin(backend, &cuda));
-  SPT_CUDA(spt_cuda_embed(tokens, hidden, ids, table, x, cuda->stream));
-  return spt_cuda_end(cuda, spt_cost_embedding(tokens, hidden, false));
+  SPT_CUDA(spt_cuda_embed(tokens, hidden, ids, table, dtype, x, cuda->stream));
+  return spt_cuda_end(cuda, spt_cost_embedding(tokens, hidden, dtype, false));
 }
 spt_status spt_cuda_embedding_backward(spt_backend *backend, int64_t tokens, int64_t hidden, int64_t vocab, const int32_t *ids,
                                        const float *dx, float *dtable) {
@@ -214,7 +222,7 @@ spt_status spt_cuda_embedding_backward(spt_backend *backend, int64_t tokens, int
   spt_cuda *cuda;
   SPT_TRY(spt_cuda_begin(backend, &cuda));
   SPT_CUDA(spt_cuda_embed_backward(tokens, hidden, ids, dx, dtable, cuda->stream));
-  return spt_cuda_end(cuda, spt_cost_embedding(tokens, hidden, true));
+  return spt_cuda_end(cuda, spt_cost_embedding(tokens, hidden, SPT_F32, true));
 }
 
 /* ---- the table ---- */
@@ -282,7 +290,18 @@ static void cuda_close(spt_backend **backend_p) {
   *backend_p = NULL;
 }
 
+#ifdef SPT_SIMGPU
+void simgpu_guard(void *memory, size_t bytes, bool gap); // tests/simgpu/memory.cpp
+static void cuda_guard(spt_backend *backend, void *memory, size_t bytes, bool gap) {
+  (void)backend;
+  simgpu_guard(memory, bytes, gap);
+}
+#endif
+
 static const spt_ops cuda_ops = {.name = "cuda",
+#ifdef SPT_SIMGPU
+                                 .guard = cuda_guard,
+#endif
                                  .close = cuda_close,
                                  .alloc = cuda_alloc,
                                  .free = cuda_free,
@@ -290,6 +309,7 @@ static const spt_ops cuda_ops = {.name = "cuda",
                                  .download = cuda_download,
                                  .zero = cuda_zero,
                                  .add = cuda_add,
+                                 .round_bf16 = cuda_round_bf16,
                                  .synchronize = cuda_synchronize,
                                  .later_issue = cuda_later_issue,
                                  .later_take = cuda_later_take,

@@ -121,10 +121,11 @@ size_t spt_cuda_group_workspace(const spt_cuda *cuda, const spt_group_desc *desc
 size_t spt_cuda_head_workspace(const spt_cuda *cuda, int64_t tokens, int64_t hidden, int64_t vocab, bool train);
 spt_status spt_cuda_rope_prepare(spt_cuda *cuda, double theta, int64_t head_dim, int64_t positions);
 size_t spt_cuda_group_packed_bytes(spt_backend *backend, const spt_group_desc *desc);
-spt_status spt_cuda_group_pack(spt_backend *backend, const spt_group_desc *desc, const spt_group_tensors *masters, void *weights);
+spt_status spt_cuda_group_pack(spt_backend *backend, const spt_group_desc *desc, const spt_group_sources *masters, void *weights);
 size_t spt_cuda_head_packed_bytes(spt_backend *backend, int64_t vocab, int64_t hidden);
-spt_status spt_cuda_head_pack(spt_backend *backend, int64_t vocab, int64_t hidden, const float *w, void *weights);
-spt_status spt_cuda_embedding_forward(spt_backend *backend, int64_t tokens, int64_t hidden, const int32_t *ids, const float *table, float *x);
+spt_status spt_cuda_head_pack(spt_backend *backend, int64_t vocab, int64_t hidden, const void *w, spt_dtype dtype, void *weights);
+spt_status spt_cuda_embedding_forward(spt_backend *backend, int64_t tokens, int64_t hidden, const int32_t *ids, const void *table, spt_dtype dtype,
+                                      float *x);
 spt_status spt_cuda_embedding_backward(spt_backend *backend, int64_t tokens, int64_t hidden, int64_t vocab, const int32_t *ids,
                                        const float *dx, float *dtable);
 spt_status spt_cuda_group_forward(spt_backend *backend, const spt_group_forward_args *args);

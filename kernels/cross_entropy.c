@@ -5,6 +5,7 @@
  * number of groups of tiles, then over the groups, whatever the number of threads. */
 #include "backend_cpu.h"
 
+#include <assert.h>
 #include <omp.h>
 
 enum { TILE = 512, PIECE_ROWS = 256, GROUPS = 8, PIECE = 32, ROWS_MAX = 1024, BLOCK_BYTES = 32 << 20 };
@@ -73,7 +74,9 @@ size_t spt_cpu_head_packed_bytes(spt_backend *backend, int64_t vocab, int64_t hi
   return (size_t)(spt_blocks(vocab, TILE) - 1) * tile_bytes(cpu, vocab, hidden) + tile_bytes(cpu, last, hidden);
 }
 
-spt_status spt_cpu_head_pack(spt_backend *backend, int64_t vocab, int64_t hidden, const float *w, void *weights) {
+spt_status spt_cpu_head_pack(spt_backend *backend, int64_t vocab, int64_t hidden, const void *w, spt_dtype dtype, void *weights) {
+  assert(dtype == SPT_F32);
+  (void)dtype;
   spt_cpu *cpu = spt_cpu_begin(backend);
   const size_t each = tile_bytes(cpu, vocab, hidden);
   const size_t whole = spt_cpu_packed_bytes(cpu, spt_min(TILE, vocab), hidden),
@@ -85,11 +88,11 @@ spt_status spt_cpu_head_pack(spt_backend *backend, int64_t vocab, int64_t hidden
     for (int64_t column = 0; column < vocab; column += TILE) {
       const int64_t width = spt_min(TILE, vocab - column);
       unsigned char *to = (unsigned char *)weights + (size_t)(column / TILE) * each;
-      spt_cpu_pack_both(cpu, thread, width, hidden, w + column * hidden, to, to + (width == TILE ? whole : rest));
+      spt_cpu_pack_both(cpu, thread, width, hidden, (const float *)w + column * hidden, to, to + (width == TILE ? whole : rest));
     }
   }
   const spt_group_desc desc = {.count = 1, .in_dim = hidden, .out_dim = {vocab}};
-  return spt_cpu_end(cpu, spt_cost_group_pack(&desc, spt_cpu_weight_dtype(cpu)));
+  return spt_cpu_end(cpu, spt_cost_group_pack(&desc, SPT_F32, spt_cpu_weight_dtype(cpu)));
 }
 
 static spt_operand tile_weights(const head_call *call, int64_t tile, bool backward) {

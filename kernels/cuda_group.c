@@ -41,7 +41,7 @@ size_t spt_cuda_group_packed_bytes(spt_backend *backend, const spt_group_desc *d
   return (size_t)(desc->guided ? guide_offset(desc, desc->count) : factors) * spt_dtype_size(backend->act);
 }
 
-spt_status spt_cuda_group_pack(spt_backend *backend, const spt_group_desc *desc, const spt_group_tensors *masters, void *weights) {
+spt_status spt_cuda_group_pack(spt_backend *backend, const spt_group_desc *desc, const spt_group_sources *masters, void *weights) {
   spt_cuda *cuda;
   SPT_TRY(spt_cuda_begin(backend, &cuda));
   spt_cuda_pieces pieces = {0};
@@ -57,8 +57,8 @@ spt_status spt_cuda_group_pack(spt_backend *backend, const spt_group_desc *desc,
       pieces.piece[pieces.count++] = (spt_cuda_piece){masters->guide[j], spt_cuda_at(weights, guide_offset(desc, (int)j), backend->act), m,
                                                       desc->in_dim, desc->in_dim};
   }
-  SPT_CUDA(spt_cuda_pack(&pieces, backend->act, cuda->stream));
-  return spt_cuda_end(cuda, spt_cost_group_pack(desc, backend->act));
+  SPT_CUDA(spt_cuda_pack(&pieces, masters->dtype, backend->act, cuda->stream));
+  return spt_cuda_end(cuda, spt_cost_group_pack(desc, masters->dtype, backend->act));
 }
 
 /* ---- one call ---- */

@@ -54,12 +54,15 @@ size_t spt_cuda_head_packed_bytes(spt_backend *backend, int64_t vocab, int64_t h
   return (size_t)(vocab * hidden) * spt_dtype_size(backend->act);
 }
 
-spt_status spt_cuda_head_pack(spt_backend *backend, int64_t vocab, int64_t hidden, const float *w, void *weights) {
+spt_status spt_cuda_head_pack(spt_backend *backend, int64_t vocab, int64_t hidden, const void *w, spt_dtype dtype, void *weights) {
   spt_cuda *cuda;
   SPT_TRY(spt_cuda_begin(backend, &cuda));
-  SPT_CUDA(spt_cuda_convert(vocab * hidden, w, weights, backend->act, cuda->stream));
+  if (dtype == backend->act)
+    SPT_CUDA(cudaMemcpyAsync(weights, w, (size_t)(vocab * hidden) * spt_dtype_size(dtype), cudaMemcpyDeviceToDevice, cuda->stream));
+  else
+    SPT_CUDA(spt_cuda_convert(vocab * hidden, w, weights, backend->act, cuda->stream));
   const spt_group_desc desc = {.count = 1, .in_dim = hidden, .out_dim = {vocab}};
-  return spt_cuda_end(cuda, spt_cost_group_pack(&desc, backend->act));
+  return spt_cuda_end(cuda, spt_cost_group_pack(&desc, dtype, backend->act));
 }
 
 /* dW += dlogitsᵀ·h, dh = dlogits·W, then through the norm; of one block. */

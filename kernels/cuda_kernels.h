@@ -16,7 +16,7 @@ extern "C" {
 enum { SPT_CUDA_UNIT = 8 };
 
 /* ---- embedding.cu ---- */
-cudaError_t spt_cuda_embed(int64_t tokens, int64_t hidden, const int32_t *ids, const float *table, float *x, cudaStream_t stream);
+cudaError_t spt_cuda_embed(int64_t tokens, int64_t hidden, const int32_t *ids, const void *table, spt_dtype dtype, float *x, cudaStream_t stream);
 /* dtable[ids[i]] += dx[i], in the order of i. */
 cudaError_t spt_cuda_embed_backward(int64_t tokens, int64_t hidden, const int32_t *ids, const float *dx, float *dtable, cudaStream_t stream);
 
@@ -53,9 +53,9 @@ cudaError_t spt_cuda_cross_entropy(int64_t rows, int64_t vocab, int64_t ld, floa
 /* out = a + b; out may be a or b. */
 cudaError_t spt_cuda_sum(int64_t count, const float *a, const float *b, float *out, cudaStream_t stream);
 cudaError_t spt_cuda_convert(int64_t count, const float *from, void *to, spt_dtype dtype, cudaStream_t stream);
-/* Pieces of a compute copy: fp32 src (rows, cols) to act dst, leading dimension ld. */
+/* Pieces of a compute copy: src (rows, cols) of type `from` to act dst, leading dimension ld. */
 typedef struct spt_cuda_piece {
-  const float *src;
+  const void *src;
   void *dst;
   int64_t rows, cols, ld;
 } spt_cuda_piece;
@@ -63,7 +63,7 @@ typedef struct spt_cuda_pieces {
   int count;
   spt_cuda_piece piece[3 * SPT_GROUP_MAX];
 } spt_cuda_pieces;
-cudaError_t spt_cuda_pack(const spt_cuda_pieces *pieces, spt_dtype act, cudaStream_t stream);
+cudaError_t spt_cuda_pack(const spt_cuda_pieces *pieces, spt_dtype from, spt_dtype act, cudaStream_t stream);
 /* control->sum_squares and non_finite are added to; scratch of SPT_CUDA_STATS_BYTES(count). */
 enum { SPT_CUDA_STATS_CHUNK = 1 << 14 };
 #define SPT_CUDA_STATS_BYTES(count) ((size_t)(((count) + SPT_CUDA_STATS_CHUNK - 1) / SPT_CUDA_STATS_CHUNK) * 2 * sizeof(double))

@@ -26,9 +26,11 @@ REFUSE(upload_none, UNUSED void *device, UNUSED const void *host, UNUSED size_t 
 REFUSE(download_none, UNUSED void *host, UNUSED const void *device, UNUSED size_t bytes)
 REFUSE(zero_none, UNUSED void *pointer, UNUSED size_t bytes)
 REFUSE(add_none, UNUSED int64_t count, UNUSED const float *a, UNUSED const float *b, UNUSED float *out)
-REFUSE(group_pack_none, UNUSED const spt_group_desc *desc, UNUSED const spt_group_tensors *masters, UNUSED void *weights)
-REFUSE(head_pack_none, UNUSED int64_t vocab, UNUSED int64_t hidden, UNUSED const float *w, UNUSED void *weights)
-REFUSE(embed_none, UNUSED int64_t tokens, UNUSED int64_t hidden, UNUSED const int32_t *ids, UNUSED const float *table, UNUSED float *x)
+REFUSE(round_none, UNUSED int64_t count, UNUSED const float *from, UNUSED void *to)
+REFUSE(group_pack_none, UNUSED const spt_group_desc *desc, UNUSED const spt_group_sources *masters, UNUSED void *weights)
+REFUSE(head_pack_none, UNUSED int64_t vocab, UNUSED int64_t hidden, UNUSED const void *w, UNUSED spt_dtype dtype, UNUSED void *weights)
+REFUSE(embed_none, UNUSED int64_t tokens, UNUSED int64_t hidden, UNUSED const int32_t *ids, UNUSED const void *table, UNUSED spt_dtype dtype,
+       UNUSED float *x)
 REFUSE(embed_backward_none, UNUSED int64_t tokens, UNUSED int64_t hidden, UNUSED int64_t vocab, UNUSED const int32_t *ids, UNUSED const float *dx,
        UNUSED float *dtable)
 REFUSE(group_forward_none, UNUSED const spt_group_forward_args *args)
@@ -62,6 +64,7 @@ static const spt_ops measure_ops = {.name = "cuda",
                                     .download = download_none,
                                     .zero = zero_none,
                                     .add = add_none,
+                                    .round_bf16 = round_none,
                                     .synchronize = synchronize_none,
                                     .workspace_bytes = spt_cuda_workspace_bytes,
                                     .group_packed_bytes = spt_cuda_group_packed_bytes,

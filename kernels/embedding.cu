@@ -3,7 +3,8 @@
 
 enum { THREADS = 128, COLUMNS = THREADS * 4, IDS = THREADS * 4 }; // of a block: columns and, at a time, ids
 
-static __global__ void __launch_bounds__(256) embed_kernel(int64_t units, int64_t hidden, const int32_t *ids, const float *table, float *x,
+template <class T>
+static __global__ void __launch_bounds__(256) embed_kernel(int64_t units, int64_t hidden, const int32_t *ids, const T *table, float *x,
                                                            bool aligned) {
   const int64_t per_row = (hidden + UNIT - 1) / UNIT, stride = (int64_t)gridDim.x * blockDim.x;
   for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < units; i += stride) {
@@ -14,10 +15,14 @@ static __global__ void __launch_bounds__(256) embed_kernel(int64_t units, int64_
   }
 }
 
-cudaError_t spt_cuda_embed(int64_t tokens, int64_t hidden, const int32_t *ids, const float *table, float *x, cudaStream_t stream) {
+template <class T>
+static cudaError_t launch_embed(int64_t tokens, int64_t hidden, const int32_t *ids, const void *table, float *x, cudaStream_t stream) {
   const int64_t units = tokens * blocks_of(hidden, UNIT);
-  const bool aligned = hidden % 4 == 0 && is_aligned(table) && is_aligned(x);
-  return spt_launch(embed_kernel, grid_of(units, 256), dim3(256), 0, stream, units, hidden, ids, table, x, aligned);
+  const bool aligned = hidden * sizeof(T) % 16 == 0 && is_aligned(table) && is_aligned(x);
+  return spt_launch((embed_kernel<T>), grid_of(units, 256), dim3(256), 0, stream, units, hidden, ids, static_cast<const T *>(table), x, aligned);
+}
+cudaError_t spt_cuda_embed(int64_t tokens, int64_t hidden, const int32_t *ids, const void *table, spt_dtype dtype, float *x, cudaStream_t stream) {
+  return SPT_BY_TYPE(dtype, launch_embed, tokens, hidden, ids, table, x, stream);
 }
 
 /* Bits of which of four consecutive tokens, the first of them `at`, within [begin, end) have this id. */

@@ -8,6 +8,7 @@
 #include "backend_cpu.h"
 #include "ordered_sum.h"
 
+#include <assert.h>
 #include <omp.h>
 
 enum { BLOCK_ROWS = 256 };
@@ -76,7 +77,7 @@ void spt_cpu_pack_both(const spt_cpu *cpu, spt_cpu_thread *thread, int64_t rows,
 
 /* The B_jᵀ on top of each other. */
 static void pack_stack(const spt_cpu *cpu, spt_cpu_thread *thread, const spt_group_desc *desc,
-                       const spt_group_tensors *masters, void *packed) {
+                       const spt_group_sources *masters, void *packed) {
   const spt_dtype dtype = spt_cpu_weight_dtype(cpu);
   const int64_t n = desc->in_dim, rank = spt_group_rank(desc);
   void *scratch = spt_cpu_pack_scratch(thread, rank * n, dtype);
@@ -95,8 +96,9 @@ static void pack_b(const spt_cpu *cpu, spt_cpu_thread *thread, int64_t n, int64_
   spt_cpu_pack(thread, r, n, plain(scratch, r, dtype), packed);
 }
 
-spt_status spt_cpu_group_pack(spt_backend *backend, const spt_group_desc *desc, const spt_group_tensors *masters,
+spt_status spt_cpu_group_pack(spt_backend *backend, const spt_group_desc *desc, const spt_group_sources *masters,
                               void *weights) {
+  assert(masters->dtype == SPT_F32);
   spt_cpu *cpu = spt_cpu_begin(backend);
   const packed_layout layout = layout_of(cpu, desc);
   const int64_t n = desc->in_dim;
@@ -124,7 +126,7 @@ spt_status spt_cpu_group_pack(spt_backend *backend, const spt_group_desc *desc, 
         pack_stack(cpu, thread, desc, masters, to + layout.b_backward);
     }
   }
-  return spt_cpu_end(cpu, spt_cost_group_pack(desc, spt_cpu_weight_dtype(cpu)));
+  return spt_cpu_end(cpu, spt_cost_group_pack(desc, SPT_F32, spt_cpu_weight_dtype(cpu)));
 }
 
 /* Everything about one call that its blocks share. */

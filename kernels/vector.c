@@ -55,6 +55,14 @@ spt_status spt_cpu_add(spt_backend *backend, int64_t count, const float *a, cons
   return spt_cpu_end(cpu, spt_cost_flat(SPT_OP_ADD, count, b ? 8 : 4, 4));
 }
 
+spt_status spt_cpu_round_bf16(spt_backend *backend, int64_t count, const float *from, void *to) {
+  spt_cpu *cpu = spt_cpu_begin(backend);
+#pragma omp parallel for num_threads(backend->threads) schedule(static)
+  for (int64_t begin = 0; begin < count; begin += CHUNK)
+    cpu->simd->convert(spt_at(to, begin, SPT_BF16), SPT_BF16, from + begin, SPT_F32, spt_min(CHUNK, count - begin));
+  return spt_cpu_end(cpu, spt_cost_flat(SPT_OP_PACK, count, 4, 2));
+}
+
 SPT_CLONES static double chunk_stats(const float *g, int64_t count, int64_t *non_finite_p) {
   double sum = 0.0;
   int64_t bad = 0;

@@ -43,20 +43,21 @@ cudaError_t spt_cuda_convert(int64_t count, const float *from, void *to, spt_dty
 }
 
 /* Row blockIdx.y of the grid is a piece. */
-template <class T> static __global__ void __launch_bounds__(THREADS) pack_kernel(const spt_cuda_pieces pieces) {
+template <class S, class T> static __global__ void __launch_bounds__(THREADS) pack_kernel(const spt_cuda_pieces pieces) {
   const spt_cuda_piece piece = pieces.piece[blockIdx.y];
   const int64_t per_row = (piece.cols + UNIT - 1) / UNIT, units = piece.rows * per_row, stride = (int64_t)gridDim.x * THREADS;
+  const S *src = static_cast<const S *>(piece.src);
   T *dst = static_cast<T *>(piece.dst);
-  const bool from_aligned = piece.cols % 4 == 0 && reinterpret_cast<uintptr_t>(piece.src) % 16 == 0;
+  const bool from_aligned = piece.cols * sizeof(S) % 16 == 0 && reinterpret_cast<uintptr_t>(src) % 16 == 0;
   const bool to_aligned = piece.ld % UNIT == 0 && reinterpret_cast<uintptr_t>(dst) % 16 == 0;
   for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < units; i += stride) {
     const int64_t row = i / per_row, at = (i - row * per_row) * UNIT;
     float x[UNIT];
-    load_unit(piece.src + row * piece.cols, at, piece.cols, from_aligned, x);
+    load_unit(src + row * piece.cols, at, piece.cols, from_aligned, x);
     store_unit(dst + row * piece.ld, at, piece.cols, to_aligned, x);
   }
 }
-template <class T> static cudaError_t launch_pack(const spt_cuda_pieces *pieces, cudaStream_t stream) {
+template <class S, class T> static cudaError_t launch_pack(const spt_cuda_pieces *pieces, cudaStream_t stream) {
   int64_t most = 1;
   for (int i = 0; i < pieces->count; i++) {
     const int64_t units = pieces->piece[i].rows * blocks_of(pieces->piece[i].cols, UNIT);
@@ -64,10 +65,11 @@ template <class T> static cudaError_t launch_pack(const spt_cuda_pieces *pieces,
   }
   dim3 grid = grid_of(most, THREADS);
   grid.y = static_cast<unsigned>(pieces->count);
-  return spt_launch((pack_kernel<T>), grid, dim3(THREADS), 0, stream, *pieces);
+  return spt_launch((pack_kernel<S, T>), grid, dim3(THREADS), 0, stream, *pieces);
 }
-cudaError_t spt_cuda_pack(const spt_cuda_pieces *pieces, spt_dtype act, cudaStream_t stream) {
-  return SPT_BY_TYPE(act, launch_pack, pieces, stream);
+cudaError_t spt_cuda_pack(const spt_cuda_pieces *pieces, spt_dtype from, spt_dtype act, cudaStream_t stream) {
+  if (from == SPT_BF16) return launch_pack<bf16, bf16>(pieces, stream); // act is bf16 too
+  return act == SPT_BF16 ? launch_pack<float, bf16>(pieces, stream) : launch_pack<float, float>(pieces, stream);
 }
 
 /* ---- gradient statistics ---- */

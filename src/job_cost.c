@@ -1,6 +1,7 @@
 #include "job_cost.h"
 
 #include "dist/gradient_parts.h"
+#include "dist/master_shards.h"
 #include "dist/tree_reduction.h"
 
 spt_status job_plan_open(const spt_config *config, const spt_params *params, int ranks, spt_shard_plan **plan_p) {
@@ -11,11 +12,21 @@ spt_status job_plan_open(const spt_config *config, const spt_params *params, int
   return spt_shard_plan_open(&config->model, &config->optimizer, params, ranks, bucket_bytes, plan_p);
 }
 
-void job_count_traffic(const spt_config *config, const spt_shard_plan *plan, spt_comm_counter *traffic_p) {
+bool job_shards_masters(const spt_config *config, const spt_backend *backend, int ranks) {
+  if (config->guidance.method != SPT_GUIDANCE_NONE) return false; // guides begin from whole pairs, and end in one copy of all
+  return !backend->host_memory && backend->act == SPT_BF16 && ranks > 1;
+}
+
+void job_count_traffic(const spt_config *config, const spt_params *params, const spt_shard_plan *plan, const spt_backend *backend,
+                       spt_comm_counter *traffic_p) {
   if (config->dist.reduction == SPT_REDUCTION_TREE)
     spt_tree_reduction_traffic(plan, config->batch.sequences / config->batch.micro, 0, traffic_p);
   else
     spt_shard_plan_traffic(plan, config->dist.reduction, traffic_p);
+  if (!job_shards_masters(config, backend, plan->size)) return;
+  traffic_p[SPT_COLLECTIVE_ALL_GATHER].bytes /= (int64_t)(sizeof(float) / spt_dtype_size(SPT_BF16));
+  traffic_p[SPT_COLLECTIVE_ALL_GATHER].messages++; // the gains
+  traffic_p[SPT_COLLECTIVE_ALL_GATHER].bytes += spt_master_shards_gains(params) * (int64_t)sizeof(float);
 }
 
 static size_t larger(size_t a, size_t b) {
@@ -41,11 +52,20 @@ static void count_shares(const spt_config *config, const spt_params *params, con
   }
 }
 
+/* Of the rank with the most masters. */
+static size_t sharded_bytes(const spt_params *params, const spt_shard_plan *plan, int ranks) {
+  int64_t most = 0;
+  for (int rank = 0; rank < ranks; rank++)
+    if (spt_master_shards_elements(plan, rank) > most) most = spt_master_shards_elements(plan, rank);
+  return (size_t)(most + spt_master_shards_gains(params)) * sizeof(float) + (size_t)plan->layout.elements * spt_dtype_size(SPT_BF16);
+}
+
 void job_memory_count_fixed(const spt_config *config, const spt_params *params, const spt_shard_plan *plan,
                             const spt_backend *backend, int ranks, job_memory *memory_p) {
   *memory_p = (job_memory){0};
   count_shares(config, params, plan, backend, ranks, memory_p);
   memory_p->parameters = memory_p->gradients = (size_t)plan->layout.elements * sizeof(float);
+  if (job_shards_masters(config, backend, ranks)) memory_p->parameters = sharded_bytes(params, plan, ranks);
   memory_p->own = spt_backend_own_bytes(backend, &config->model, &config->optimizer);
 }
 
@@ -84,7 +104,7 @@ static spt_status count(spt_config *config, bool choose_micro, job_cost *cost) {
   job_memory_count_fixed(config, cost->params, cost->plan, cost->backend, cost->ranks, &cost->memory);
   SPT_TRY(job_memory_add_model(cost->backend, &config->model, config->batch.micro, &cost->memory));
   spt_flops_count(&config->model, &config->optimizer, cost->params, &cost->flops);
-  job_count_traffic(config, cost->plan, cost->traffic);
+  job_count_traffic(config, cost->params, cost->plan, cost->backend, cost->traffic);
   cost->checkpoint_bytes = count_checkpoint(config, cost->params);
   return SPT_OK;
 }

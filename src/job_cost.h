@@ -10,7 +10,8 @@
 
 /* Bytes of the rank that holds most of each, which is what a node must have. */
 typedef struct job_memory {
-  size_t parameters, gradients, state, compute_weights, activations, workspace, snapshot;
+  size_t parameters; /* masters; and where they are the owner's alone, the bf16 copy of all and the gains */
+  size_t gradients, state, compute_weights, activations, workspace, snapshot;
   size_t staging; /* of a reduce-scatter, or the tree's sums; 0 without */
   size_t own;     /* of the backend itself, on a GPU */
   size_t total;   /* on a GPU without the snapshot, which is in the host's memory */
@@ -22,8 +23,12 @@ void job_memory_count_fixed(const spt_config *config, const spt_params *params, 
 spt_status job_memory_add_model(spt_backend *backend, const spt_model_config *model, int64_t micro, job_memory *memory);
 /* The plan that a job wants on `ranks` ranks. The caller closes it. */
 spt_status job_plan_open(const spt_config *config, const spt_params *params, int ranks, spt_shard_plan **plan_p);
-/* Traffic of one step as rank 0 counts it: traffic_p[SPT_COLLECTIVE_KINDS]. */
-void job_count_traffic(const spt_config *config, const spt_shard_plan *plan, spt_comm_counter *traffic_p);
+/* Whether masters are at their owners alone, and are gathered rounded to bf16 (dist/master_shards.h): between GPUs that compute in bf16,
+ * but for self-guided runs. */
+bool job_shards_masters(const spt_config *config, const spt_backend *backend, int ranks);
+/* Traffic of one step as rank 0 counts it: traffic_p[SPT_COLLECTIVE_KINDS]. The sum that gathers the gains of sharded masters is told as a gather. */
+void job_count_traffic(const spt_config *config, const spt_params *params, const spt_shard_plan *plan, const spt_backend *backend,
+                       spt_comm_counter *traffic_p);
 
 typedef struct job_cost {
   int ranks;

@@ -234,7 +234,7 @@ static spt_metric_record make_record(const trainer *t, const trainer_step *step,
   const bool guided = step->number <= t->guided_steps;
   const double guides = guided ? spt_guidance_share(&t->config.guidance, t->config.schedule.steps, step->number - 1) : 0;
   spt_comm_counter traffic[SPT_COLLECTIVE_KINDS];
-  job_count_traffic(&t->config, t->plan, traffic);
+  job_count_traffic(&t->config, t->params, t->plan, t->backend, traffic);
   static const spt_collective kinds[] = {[SPT_REDUCTION_ALL_REDUCE] = SPT_COLLECTIVE_ALL_REDUCE,
                                          [SPT_REDUCTION_REDUCE_SCATTER] = SPT_COLLECTIVE_REDUCE_SCATTER,
                                          [SPT_REDUCTION_TREE] = SPT_COLLECTIVE_EXCHANGE};

@@ -132,8 +132,11 @@ typedef struct trainer {
   spt_params *params;
   spt_shard_plan *plan;
   spt_flops flops;
-  spt_slab parameter_slab, gradient_slab;
+  spt_slab parameter_slab, gradient_slab, copy_slab;
   float *parameters, *gradients;
+  const spt_layout *masters; /* of `parameters`: the plan's, or that of the shards */
+  spt_master_shards *shards; /* NULL: every rank holds all masters */
+  spt_gathered_copies copies; /* with shards */
   spt_control *control; /* backend memory: a step's statistics and decision */
   trainer_step unsettled; /* issued, and not yet known to the host: on devices one step at most, number 0: none */
   double settled_at;
@@ -200,7 +203,7 @@ spt_status trainer_open(trainer *t);
 void trainer_close(trainer *t);
 /* Parts of it, done again when guidance ends. The parameter table, by config.model.guided, and its plan; then slabs by it. Local. */
 spt_status trainer_open_table(trainer *t);
-spt_status trainer_open_slab(trainer *t, const char *kind, spt_slab *slab, float **values_p);
+spt_status trainer_open_slab(trainer *t, const char *kind, const spt_layout *layout, spt_slab *slab, float **values_p);
 spt_status trainer_open_optimizer(trainer *t);
 /* All that hangs on parameters, gradients and optimizer: model, checkpoint items, audit, tree, data parallelism, saver. Collective. */
 spt_status trainer_open_step(trainer *t);
@@ -212,7 +215,7 @@ spt_status trainer_list_items(trainer *t);
 /* This rank's elements of a tensor: a whole factor, dense matrix or guide, a slice, or nothing. */
 void trainer_owned_range(const trainer *t, int tensor, int64_t *begin_p, int64_t *end_p);
 /* Calls work(t, i) for each pair i of the table, spread over the backend's threads; the error of one of them. Local. */
-spt_status trainer_for_pairs(trainer *t, spt_status (*work)(trainer *t, int pair));
+spt_status trainer_for_pairs(trainer *t, spt_status (*work)(trainer *t, int pair, void *context), void *context);
 /* Finds what trainer_load_state will load, before the parameter table is made: config.model.guided becomes what the file has. Collective. */
 spt_status trainer_find_state(trainer *t);
 /* Resumes from the newest intact (or the named) checkpoint, or starts fresh where there is none; or initialises; or
@@ -293,6 +296,8 @@ spt_status trainer_settle(trainer *t, trainer_step *step);
 /* trainer_check.c */
 /* The masters this rank owns are finite. Collective: all ranks get the same answer. */
 spt_status trainer_parameters_finite(trainer *t, bool *finite_p);
+/* In red-zone builds, of backends that guard them (backend.h): whatever touches a gap between tensors from now on faults. Local. */
+spt_status trainer_guard_gaps(trainer *t);
 /* In red-zone builds: nothing was written between tensors. Local. */
 spt_status trainer_check_red_zones(const trainer *t);
 

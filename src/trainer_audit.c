@@ -4,7 +4,8 @@
  * change. In an audited step every rank hashes all parameters, and its part of the optimizer state, at the one end
  * (take) and again at the other (check): a rank that differs from itself is named with the tensor. At the taking, the
  * ranks also compare each owner's part: a copy that differs from its owner's is named. Comparing copies alone would not
- * do: the next all-gather mends a flipped copy, and spreads what was flipped at its owner. */
+ * do: the next all-gather mends a flipped copy, and spreads what was flipped at its owner. Where masters are their owners' alone, the parameters are
+ * the copies of all, and each rank hashes its masters too. */
 #include "trainer.h"
 
 #include <inttypes.h>
@@ -16,8 +17,8 @@
 
 /* A run of one tensor's elements with one owner, or of optimizer state. */
 typedef struct piece {
-  const float *values; /* backend memory */
-  int64_t count;
+  const void *values; /* backend memory */
+  size_t bytes;
   const char *name; /* dataset or tensor, not owned */
   int owner;
   uint64_t hash; /* as taken */
@@ -26,15 +27,16 @@ typedef struct piece {
 struct trainer_audit {
   piece *pieces;
   int count, capacity, parameters; /* the first `parameters` of them are parameters, of all owners in their order */
-  int64_t largest;
-  void *buffer;    /* [largest] floats, where backend memory is no host memory */
+  size_t largest;
+  void *buffer;    /* [largest], where backend memory is no host memory */
   uint64_t *found; /* [count], by check */
   double *halves;  /* [4·size] */
   bool taken;
 };
 
-static void add_piece(trainer_audit *audit, const float *values, int64_t count, const char *name, int owner) {
+static void add_piece(trainer_audit *audit, const void *values, int64_t count, size_t element, const char *name, int owner) {
   if (count <= 0 || !audit) return;
+  const size_t bytes = (size_t)count * element;
   if (audit->count == audit->capacity) {
     const int capacity = audit->capacity ? 2 * audit->capacity : 256;
     piece *grown = realloc(audit->pieces, (size_t)capacity * sizeof *grown);
@@ -45,8 +47,8 @@ static void add_piece(trainer_audit *audit, const float *values, int64_t count, 
     audit->pieces = grown;
     audit->capacity = capacity;
   }
-  audit->pieces[audit->count++] = (piece){values, count, name, owner, 0};
-  if (count > audit->largest) audit->largest = count;
+  audit->pieces[audit->count++] = (piece){values, bytes, name, owner, 0};
+  if (bytes > audit->largest) audit->largest = bytes;
 }
 
 /* The runs of an owner in a bucket, tensor by tensor: the gaps between tensors are nobody's. */
@@ -56,7 +58,12 @@ static void add_owned(trainer_audit *audit, const trainer *t, const spt_bucket *
     const int64_t first = t->plan->layout.offset[i], last = first + tensor->count;
     const int64_t begin = first > bucket->cuts[owner] ? first : bucket->cuts[owner],
                   end = last < bucket->cuts[owner + 1] ? last : bucket->cuts[owner + 1];
-    add_piece(audit, t->parameters + begin, end - begin, tensor->name, owner);
+    if (!t->shards)
+      add_piece(audit, t->parameters + begin, end - begin, sizeof(float), tensor->name, owner);
+    else if (tensor->role == SPT_ROLE_GAIN)
+      add_piece(audit, t->copies.gains + (t->shards->gain_offset[i] + begin - first), end - begin, sizeof(float), tensor->name, owner);
+    else
+      add_piece(audit, (const uint16_t *)t->copies.values + begin, end - begin, sizeof(uint16_t), tensor->name, owner);
   }
 }
 
@@ -64,11 +71,11 @@ static spt_status list_pieces(trainer_audit *audit, const trainer *t) {
   for (int owner = 0; owner < t->comm->size; owner++)
     for (int b = 0; b < t->plan->bucket_count; b++) add_owned(audit, t, &t->plan->buckets[b], owner);
   audit->parameters = audit->count;
-  for (int i = t->model_item_count; i < t->item_count && audit->capacity >= 0; i++)
-    add_piece(audit, t->items[i].values, t->items[i].end - t->items[i].begin, t->items[i].dataset, t->comm->rank);
+  for (int i = t->shards ? 0 : t->model_item_count; i < t->item_count && audit->capacity >= 0; i++)
+    add_piece(audit, t->items[i].values, t->items[i].end - t->items[i].begin, sizeof(float), t->items[i].dataset, t->comm->rank);
   audit->found = calloc((size_t)audit->count + 1, sizeof *audit->found);
   audit->halves = calloc(4 * (size_t)t->comm->size, sizeof *audit->halves);
-  if (!t->backend->host_memory) audit->buffer = malloc((size_t)audit->largest * sizeof(float) + 1);
+  if (!t->backend->host_memory) audit->buffer = malloc(audit->largest + 1);
   if (audit->capacity < 0 || !audit->found || !audit->halves || (!t->backend->host_memory && !audit->buffer))
     return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for the audit");
   return SPT_OK;
@@ -93,10 +100,10 @@ void trainer_audit_close(trainer *t) {
 }
 
 void trainer_print_addresses(const trainer *t) {
-  for (int i = 0; i < t->params->tensor_count; i++)
+  for (int i = 0; i < t->params->tensor_count && !t->shards; i++)
     fprintf(stderr, "address %d %ld /model/%s %" PRIxPTR " %zu\n", t->comm->rank, (long)getpid(), t->params->tensors[i].name,
             (uintptr_t)(t->parameters + t->plan->layout.offset[i]), (size_t)t->params->tensors[i].count * sizeof(float));
-  for (int i = t->model_item_count; i < t->item_count; i++)
+  for (int i = t->shards ? 0 : t->model_item_count; i < t->item_count; i++)
     if (t->items[i].begin < t->items[i].end)
       fprintf(stderr, "address %d %ld %s %" PRIxPTR " %zu\n", t->comm->rank, (long)getpid(), t->items[i].dataset,
               (uintptr_t)t->items[i].values, (size_t)(t->items[i].end - t->items[i].begin) * sizeof(float));
@@ -108,13 +115,13 @@ static spt_status hash_pieces(trainer *t) {
   if (t->backend->host_memory) {
 #pragma omp parallel for schedule(dynamic) num_threads(t->backend->threads)
     for (int i = 0; i < audit->count; i++)
-      audit->found[i] = XXH3_64bits(audit->pieces[i].values, (size_t)audit->pieces[i].count * sizeof(float));
+      audit->found[i] = XXH3_64bits(audit->pieces[i].values, audit->pieces[i].bytes);
     return SPT_OK;
   }
   for (int i = 0; i < audit->count; i++) {
-    const size_t bytes = (size_t)audit->pieces[i].count * sizeof(float);
-    SPT_TRY(t->backend->ops->download(t->backend, audit->buffer, audit->pieces[i].values, bytes));
-    audit->found[i] = XXH3_64bits(audit->buffer, bytes);
+    const piece *piece = &audit->pieces[i];
+    SPT_TRY(t->backend->ops->download(t->backend, audit->buffer, piece->values, piece->bytes));
+    audit->found[i] = XXH3_64bits(audit->buffer, piece->bytes);
   }
   return SPT_OK;
 }

@@ -23,11 +23,39 @@ spt_status trainer_parameters_finite(trainer *t, bool *finite_p) {
  * zero. */
 enum { GAP = 16 };
 
-static spt_status check_gaps(const trainer *t, const float *slab, const char *kind) {
+#ifdef SPT_RED_ZONES
+/* The gap between each tensor and the next in a slab of `layout`; of the shards' masters, those within a run of this rank. */
+static void guard_gaps(const trainer *t, const spt_layout *layout, void *slab, size_t element) {
   for (int i = 0; i < t->params->tensor_count; i++) {
-    float gap[GAP];
-    SPT_TRY(t->backend->ops->download(t->backend, gap, slab + t->plan->layout.offset[i] + t->params->tensors[i].count, sizeof gap));
-    for (int j = 0; j < GAP; j++)
+    const int64_t count = t->params->tensors[i].count, end = layout->offset[i] + count, plan_end = t->plan->layout.offset[i] + count;
+    const int64_t next = (plan_end + GAP + GAP - 1) / GAP * GAP; // tensors begin at multiples of 16
+    bool here = layout == &t->plan->layout;
+    for (int b = 0; !here && b < t->plan->bucket_count; b++) {
+      const int64_t *cuts = t->plan->buckets[b].cuts + t->comm->rank;
+      here = cuts[0] <= plan_end && next <= cuts[1];
+    }
+    if (here) t->backend->ops->guard(t->backend, (unsigned char *)slab + (size_t)end * element, (size_t)(next - plan_end) * element, true);
+  }
+}
+
+spt_status trainer_guard_gaps(trainer *t) {
+  if (!t->backend->ops->guard) return SPT_OK;
+  SPT_TRY(t->backend->ops->synchronize(t->backend));
+  guard_gaps(t, &t->plan->layout, t->gradients, sizeof *t->gradients);
+  guard_gaps(t, t->masters, t->parameters, sizeof *t->parameters);
+  if (t->shards) guard_gaps(t, &t->plan->layout, t->copies.values, spt_dtype_size(SPT_BF16));
+  return SPT_OK;
+}
+#endif
+
+/* A slab in the plan's layout, of elements of this many bytes. */
+static spt_status check_gaps(const trainer *t, const void *slab, size_t element, const char *kind) {
+  if (t->backend->ops->guard) return SPT_OK; // whoever touches one faults at once
+  for (int i = 0; i < t->params->tensor_count; i++) {
+    unsigned char gap[GAP * sizeof(float)];
+    const size_t at = (size_t)(t->plan->layout.offset[i] + t->params->tensors[i].count) * element;
+    SPT_TRY(t->backend->ops->download(t->backend, gap, (const unsigned char *)slab + at, GAP * element));
+    for (size_t j = 0; j < GAP * element; j++)
       if (gap[j] != 0)
         return SPT_FAIL(SPT_ERR_RESOURCE, "%s slab: the gap after %s was overwritten", kind,
                         t->params->tensors[i].name);
@@ -35,11 +63,18 @@ static spt_status check_gaps(const trainer *t, const float *slab, const char *ki
   return SPT_OK;
 }
 
+/* The masters' gaps: where they are sharded, the copies' gaps are rounded from the owners', at every gather. */
+static spt_status check_parameter_gaps(const trainer *t) {
+  if (t->shards) return check_gaps(t, t->copies.values, spt_dtype_size(SPT_BF16), "bf16 parameters");
+  return check_gaps(t, t->parameters, sizeof *t->parameters, "parameters");
+}
+
 spt_status trainer_check_red_zones(const trainer *t) {
-  SPT_TRY(check_gaps(t, t->parameters, "parameters"));
-  SPT_TRY(check_gaps(t, t->gradients, "gradients"));
+  SPT_TRY(check_parameter_gaps(t));
+  SPT_TRY(check_gaps(t, t->gradients, sizeof *t->gradients, "gradients"));
   SPT_TRY(spt_slab_check(&t->parameter_slab));
   SPT_TRY(spt_slab_check(&t->gradient_slab));
+  SPT_TRY(spt_slab_check(&t->copy_slab));
   SPT_TRY(spt_optimizer_check(t->optimizer));
   return spt_model_check(t->model);
 }

@@ -36,7 +36,8 @@ void trainer_guidance_close(trainer *t) {
 
 /* ---- first values ---- */
 
-static spt_status init_guide(trainer *t, int index) {
+static spt_status init_guide(trainer *t, int index, void *context) {
+  (void)context;
   const int guided = spt_params_guided_by(t->params, index);
   int64_t begin, end;
   if (guided < 0) return SPT_OK;
@@ -70,7 +71,7 @@ static spt_status init_guide(trainer *t, int index) {
 
 spt_status trainer_guidance_init(trainer *t) {
   if (!t->guidance) return SPT_OK;
-  SPT_TRY(spt_comm_agree(t->comm, trainer_for_pairs(t, init_guide), NULL)); // W_0 = A_0·B_0ᵀ -- arXiv:2602.12429, Eq. 18
+  SPT_TRY(spt_comm_agree(t->comm, trainer_for_pairs(t, init_guide, NULL), NULL)); // W_0 = A_0·B_0ᵀ -- arXiv:2602.12429, Eq. 18
   return spt_data_parallel_gather(t->data_parallel);
 }
 
@@ -147,10 +148,10 @@ static spt_status copy_state(trainer *t, const guided_parts *from) {
 /* Parameters, then gradients and optimizer state, each freed where it was before more is taken. Local. */
 static spt_status move(trainer *t, guided_parts *from) {
   SPT_TRY(trainer_open_table(t));
-  SPT_TRY(trainer_open_slab(t, "parameters", &t->parameter_slab, &t->parameters));
+  SPT_TRY(trainer_open_slab(t, "parameters", t->masters, &t->parameter_slab, &t->parameters));
   SPT_TRY(copy_parameters(t, from));
   spt_slab_fini(&from->slab);
-  SPT_TRY(trainer_open_slab(t, "gradients", &t->gradient_slab, &t->gradients));
+  SPT_TRY(trainer_open_slab(t, "gradients", &t->plan->layout, &t->gradient_slab, &t->gradients));
   SPT_TRY(trainer_open_optimizer(t));
   return copy_state(t, from);
 }

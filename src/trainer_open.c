@@ -54,20 +54,46 @@ static spt_status open_data(trainer *t) {
 spt_status trainer_open_table(trainer *t) {
   SPT_TRY(spt_params_open(&t->config.model, &t->params));
   spt_flops_count(&t->config.model, &t->config.optimizer, t->params, &t->flops);
-  return job_plan_open(&t->config, t->params, t->comm->size, &t->plan);
+  SPT_TRY(job_plan_open(&t->config, t->params, t->comm->size, &t->plan));
+  t->masters = &t->plan->layout;
+  return SPT_OK;
 }
 
-spt_status trainer_open_slab(trainer *t, const char *kind, spt_slab *slab, float **values_p) {
+spt_status trainer_open_slab(trainer *t, const char *kind, const spt_layout *layout, spt_slab *slab, float **values_p) {
   spt_slab_init(slab, kind);
-  const size_t at = spt_slab_reserve(slab, (size_t)t->plan->layout.elements * sizeof(float));
+  const size_t at = spt_slab_reserve(slab, (size_t)layout->elements * sizeof(float));
   SPT_TRY(spt_slab_allocate(slab, t->backend));
   *values_p = spt_slab_at(slab, at);
   return SPT_OK;
 }
 
 spt_status trainer_open_optimizer(trainer *t) {
-  return spt_optimizer_open(t->backend, &t->config.optimizer, t->params, &t->plan->layout, &t->plan->shares[t->comm->rank],
-                            t->parameters, t->gradients, t->config.run.seed, &t->optimizer);
+  SPT_TRY(spt_optimizer_open(t->backend, &t->config.optimizer, t->params, &t->plan->layout, &t->plan->shares[t->comm->rank],
+                             t->parameters, t->gradients, t->config.run.seed, &t->optimizer));
+  spt_optimizer_place_masters(t->optimizer, t->masters);
+  return SPT_OK;
+}
+
+/* Where masters are their owners' alone: where they lie. */
+static spt_status open_shards(trainer *t) {
+  if (!job_shards_masters(&t->config, t->backend, t->comm->size)) return SPT_OK;
+  SPT_TRY(spt_master_shards_open(t->plan, t->params, t->comm->rank, &t->shards));
+  t->masters = &t->shards->masters;
+  return SPT_OK;
+}
+
+/* And the copies of all. */
+static spt_status open_copies(trainer *t) {
+  spt_slab_init(&t->copy_slab, "bf16 parameters");
+  if (!t->shards) return SPT_OK;
+  const size_t values = spt_slab_reserve(&t->copy_slab, (size_t)t->plan->layout.elements * spt_dtype_size(SPT_BF16));
+  const size_t gains = spt_slab_reserve(&t->copy_slab, (size_t)t->shards->gain_elements * sizeof(float));
+  SPT_TRY(spt_slab_allocate(&t->copy_slab, t->backend));
+  t->copies = (spt_gathered_copies){.backend = t->backend,
+                                    .shards = t->shards,
+                                    .values = spt_slab_at(&t->copy_slab, values),
+                                    .gains = spt_slab_at(&t->copy_slab, gains)};
+  return SPT_OK;
 }
 
 static spt_status open_control(trainer *t) {
@@ -120,8 +146,10 @@ static spt_status open_compute(trainer *t) {
   SPT_TRY(spt_backend_measure_peak(t->backend));
   t->backend->profiling = false; // until the first step
   SPT_TRY(trainer_open_table(t));
-  SPT_TRY(trainer_open_slab(t, "parameters", &t->parameter_slab, &t->parameters));
-  SPT_TRY(trainer_open_slab(t, "gradients", &t->gradient_slab, &t->gradients));
+  SPT_TRY(open_shards(t));
+  SPT_TRY(trainer_open_slab(t, "parameters", t->masters, &t->parameter_slab, &t->parameters));
+  SPT_TRY(trainer_open_slab(t, "gradients", &t->plan->layout, &t->gradient_slab, &t->gradients));
+  SPT_TRY(open_copies(t));
   SPT_TRY(open_control(t));
   SPT_TRY(trainer_open_optimizer(t));
   const size_t window = (size_t)(config->batch.micro * (config->model.seq_len + 1));
@@ -173,8 +201,10 @@ static spt_status open_data_parallel(trainer *t) {
   if (t->tree)
     return spt_data_parallel_open_tree(comm, t->plan, trainer_tree_reduction(t), overlap, t->parameters,
                                        t->gradients, &t->data_parallel);
-  return spt_data_parallel_open(comm, t->plan, t->config.dist.reduction, overlap, t->parameters, t->gradients,
-                                &t->data_parallel);
+  SPT_TRY(spt_data_parallel_open(comm, t->plan, t->config.dist.reduction, overlap, t->parameters, t->gradients,
+                                 &t->data_parallel));
+  if (t->shards) spt_data_parallel_gather_copies(t->data_parallel, &t->copies);
+  return SPT_OK;
 }
 
 /* Whether the run saves before its end: every so often, or a new best validation. */
@@ -187,8 +217,13 @@ static bool saves_on_the_way(const spt_config *config) {
 static spt_status open_model(trainer *t) {
   SPT_TRY(spt_model_open(t->backend, &t->config.model, t->params, &t->plan->layout, t->parameters, t->gradients,
                          t->config.batch.micro, &t->model));
+  if (t->shards)
+    spt_model_read_copies(t->model, &(spt_model_copies){.values = t->copies.values,
+                                                        .gains = t->copies.gains,
+                                                        .gain_offset = t->shards->gain_offset});
   SPT_TRY(trainer_list_items(t));
 #ifdef SPT_RED_ZONES
+  SPT_TRY(trainer_guard_gaps(t));
   if (getenv("SPT_TEST_ADDRESSES")) trainer_print_addresses(t);
 #endif
   return SPT_OK;
@@ -248,11 +283,13 @@ void trainer_close(trainer *t) {
   trainer_replay_close(t);
   spt_checkpoint_close(&t->source.checkpoint);
   spt_optimizer_close(&t->optimizer);
+  spt_slab_fini(&t->copy_slab);
   spt_slab_fini(&t->gradient_slab);
   spt_slab_fini(&t->parameter_slab);
   free(t->validation_tokens);
   spt_token_stream_close(&t->validation);
   spt_token_stream_close(&t->train);
+  spt_master_shards_close(&t->shards);
   spt_shard_plan_close(&t->plan);
   spt_params_close(&t->params);
   if (t->control) t->backend->ops->free(t->backend, t->control, sizeof *t->control);

@@ -244,10 +244,11 @@ spt_status trainer_print_profile(const trainer *t) {
   trainer_progress_event("  tokens read by a rank: %.0f to %.0f, %.0f together", tokens[0], tokens[1], tokens[2]);
   trainer_progress_event("  optimizer bytes of a rank: %.0f to %.0f, %.0f together; %.0f over the plan's share",
                          state[0], state[1], state[2], excess[1]);
+  const spt_comm *comm = t->bulk ? t->bulk : t->comm;
   for (int kind = 0; kind < SPT_COLLECTIVE_KINDS; kind++)
-    if (t->comm->counters[kind].messages)
+    if (comm->counters[kind].messages)
       trainer_progress_event("  %s: %lld messages, %lld bytes in the run", spt_collective_name((spt_collective)kind),
-                             (long long)t->comm->counters[kind].messages, (long long)t->comm->counters[kind].bytes);
+                             (long long)comm->counters[kind].messages, (long long)comm->counters[kind].bytes);
   if (t->comm->size == 1) return SPT_OK;
   trainer_progress_event("  overlap, whole run: %d of %d reductions posted during backward, %d complete before the wait",
                          t->overlap.posted_in_backward, t->overlap.buckets, t->overlap.complete_before_wait);

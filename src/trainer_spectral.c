@@ -73,7 +73,7 @@ static void list_matrices(trainer_spectral *spectral, const spt_params *params) 
   }
 }
 
-/* The dearest matrix first, to the rank with the least so far. */
+/* The dearest matrix first, to the rank with the least so far; where masters are their owners' alone, to its owner. */
 static spt_status share_out(trainer_spectral *spectral, const trainer *t) {
   int *order = calloc((size_t)spectral->count + 1, sizeof *order);
   double *load = calloc((size_t)t->comm->size, sizeof *load);
@@ -86,8 +86,11 @@ static spt_status share_out(trainer_spectral *spectral, const trainer *t) {
   qsort_r(order, (size_t)spectral->count, sizeof *order, dearer, spectral->matrices);
   for (int i = 0; i < spectral->count; i++) {
     matrix *one = &spectral->matrices[order[i]];
-    for (int rank = 1; rank < t->comm->size; rank++)
-      if (load[rank] < load[one->rank]) one->rank = rank;
+    if (t->shards && spt_method_uses_pairs(t->config.optimizer.method)) // nobody else has its masters
+      one->rank = t->plan->pair_owner[order[i]];
+    else
+      for (int rank = 1; rank < t->comm->size; rank++)
+        if (load[rank] < load[one->rank]) one->rank = rank;
     load[one->rank] += cost(one);
     if (one->rank == t->comm->rank) spectral->own[spectral->own_count++] = order[i];
   }
@@ -234,9 +237,7 @@ spt_status trainer_spectral_begin(trainer *t) {
 }
 
 /* A tensor after the step, or its update: in place, or copied from the device to *copy_p, which moves on. */
-static spt_status fetch(const trainer *t, const float *slab, int tensor, float **copy_p, const float **values_p) {
-  const float *from = slab + t->plan->layout.offset[tensor];
-  const int64_t count = t->params->tensors[tensor].count;
+static spt_status fetch(const trainer *t, const float *from, int64_t count, float **copy_p, const float **values_p) {
   spt_status status = SPT_OK;
   *values_p = from;
   if (t->backend->host_memory) return SPT_OK;
@@ -245,6 +246,31 @@ static spt_status fetch(const trainer *t, const float *slab, int tensor, float *
   *values_p = *copy_p;
   *copy_p += count;
   return status;
+}
+
+/* A master after the step. Where masters are their owners' alone and cut elementwise, no rank has a whole one: the bf16 copy. */
+static spt_status fetch_master(const trainer *t, int tensor, float **copy_p, const float **values_p) {
+  const int64_t count = t->params->tensors[tensor].count;
+  if (!t->shards || spt_method_uses_pairs(t->config.optimizer.method))
+    return fetch(t, t->parameters + t->masters->offset[tensor], count, copy_p, values_p);
+  float *const values = *copy_p;
+  unsigned char *const halves = (unsigned char *)values + (size_t)count * sizeof(uint16_t); // are read before they are overwritten
+  spt_status status = SPT_OK;
+#pragma omp critical(spt_device_copies)
+  status = t->backend->ops->download(t->backend, halves, (const uint16_t *)t->copies.values + t->plan->layout.offset[tensor], (size_t)count * sizeof(uint16_t));
+  for (int64_t i = 0; status == SPT_OK && i < count; i++) {
+    uint16_t half;
+    memcpy(&half, halves + (size_t)i * sizeof half, sizeof half);
+    const uint32_t bits = (uint32_t)half << 16;
+    memcpy(values + i, &bits, sizeof bits);
+  }
+  *values_p = values;
+  *copy_p += count;
+  return status;
+}
+
+static spt_status fetch_update(const trainer *t, int tensor, float **copy_p, const float **values_p) {
+  return fetch(t, t->gradients + t->plan->layout.offset[tensor], t->params->tensors[tensor].count, copy_p, values_p);
 }
 
 static spt_status measure(trainer *t, int index, int worker) {
@@ -262,11 +288,11 @@ static spt_status measure(trainer *t, int index, int worker) {
                           .rows = spectral->rows,
                           .x = spectral->inputs +
                                spt_probe_offset(&t->config.model, spectral->rows, pair->layer, pair->matrix)};
-  SPT_TRY(fetch(t, t->parameters, pair->a, &copy, &step.a));
-  SPT_TRY(fetch(t, t->gradients, pair->a, &copy, &step.da));
+  SPT_TRY(fetch_master(t, pair->a, &copy, &step.a));
+  SPT_TRY(fetch_update(t, pair->a, &copy, &step.da));
   if (!spt_pair_is_dense(pair)) {
-    SPT_TRY(fetch(t, t->parameters, pair->b, &copy, &step.b));
-    SPT_TRY(fetch(t, t->gradients, pair->b, &copy, &step.db));
+    SPT_TRY(fetch_master(t, pair->b, &copy, &step.b));
+    SPT_TRY(fetch_update(t, pair->b, &copy, &step.db));
   }
   spt_telemetry_measure(&step, spectral->workspaces + (size_t)worker * spectral->workspace, &spectral->found[index]);
   spt_watchdog_at(&t->here, t->step, SPT_PHASE_TELEMETRY); // progress

@@ -31,7 +31,7 @@ static void add_model_item(trainer *t, int tensor) {
   *item = (spt_checkpoint_item){.rows = entry->rows, .cols = entry->cols};
   snprintf(item->dataset, sizeof item->dataset, "/model/%s", entry->name);
   trainer_owned_range(t, tensor, &item->begin, &item->end);
-  item->values = t->parameters + t->plan->layout.offset[tensor] + item->begin;
+  item->values = t->parameters + (t->masters->offset[tensor] + item->begin);
 }
 
 static void add_state_item(trainer *t, int tensor, const char *kind) {
@@ -68,7 +68,9 @@ spt_status trainer_list_items(trainer *t) {
 
 static bool initialises_pair(const trainer *t, int index);
 
-static spt_status init_pair(trainer *t, int index) {
+/* host: NULL, or all parameters in host memory, where a pair goes that is not this rank's alone. */
+static spt_status init_pair(trainer *t, int index, void *host_memory) {
+  float *const host = host_memory;
   if (!initialises_pair(t, index)) return SPT_OK;
   const spt_pair *pair = &t->params->pairs[index];
   const size_t a_bytes = (size_t)(pair->m * pair->r) * sizeof(float),
@@ -76,8 +78,11 @@ static spt_status init_pair(trainer *t, int index) {
   float *a = malloc(a_bytes), *b = malloc(b_bytes);
   spt_status status = a && b ? SPT_OK : SPT_FAIL(SPT_ERR_RESOURCE, "out of memory initialising a factor pair");
   if (status == SPT_OK) status = spt_params_init_pair(t->params, index, t->config.run.seed, a, b);
-  const int64_t *offset = t->plan->layout.offset;
-  if (status == SPT_OK) {
+  const int64_t *offset = host ? t->plan->layout.offset : t->masters->offset;
+  if (status == SPT_OK && host) {
+    memcpy(host + offset[pair->a], a, a_bytes);
+    memcpy(host + offset[pair->b], b, b_bytes);
+  } else if (status == SPT_OK) {
 #pragma omp critical(upload) // a device's copies are one thread's at a time
     {
       status = t->backend->ops->upload(t->backend, t->parameters + offset[pair->a], a, a_bytes);
@@ -93,12 +98,12 @@ static spt_status init_slice(trainer *t, int tensor, int64_t begin, int64_t end)
   enum { PIECE = 1 << 20 };
   float *values = malloc(PIECE * sizeof *values);
   if (!values) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory initialising %s", t->params->tensors[tensor].name);
-  float *const to = t->parameters + t->plan->layout.offset[tensor];
+  const int64_t to = t->masters->offset[tensor];
   spt_status status = SPT_OK;
   for (int64_t at = begin; status == SPT_OK && at < end; at += PIECE) {
     const int64_t until = at + PIECE < end ? at + PIECE : end;
     spt_params_init_slice(t->params, tensor, t->config.run.seed, at, until, values);
-    status = t->backend->ops->upload(t->backend, to + at, values, (size_t)(until - at) * sizeof *values);
+    status = t->backend->ops->upload(t->backend, t->parameters + (to + at), values, (size_t)(until - at) * sizeof *values);
   }
   free(values);
   return status;
@@ -113,12 +118,12 @@ static bool initialises_pair(const trainer *t, int index) {
 }
 
 /* A worker's error is carried back to this thread. */
-spt_status trainer_for_pairs(trainer *t, spt_status (*work)(trainer *t, int pair)) {
+spt_status trainer_for_pairs(trainer *t, spt_status (*work)(trainer *t, int pair, void *context), void *context) {
   spt_status failed = SPT_OK;
   char message[512] = "";
 #pragma omp parallel for schedule(dynamic) num_threads(t->backend->threads)
   for (int i = 0; i < t->params->pair_count; i++) {
-    const spt_status status = work(t, i);
+    const spt_status status = work(t, i, context);
     if (status != SPT_OK) {
 #pragma omp critical
       {
@@ -130,19 +135,24 @@ spt_status trainer_for_pairs(trainer *t, spt_status (*work)(trainer *t, int pair
   return failed == SPT_OK ? SPT_OK : SPT_FAIL(failed, "%s", message);
 }
 
-/* One tensor of the parameters from rank `root` to all, by way of the host where they lie on a device. */
-static spt_status share_tensor(trainer *t, int tensor, int root, float *buffer) {
-  float *values = t->parameters + t->plan->layout.offset[tensor];
-  const size_t bytes = (size_t)t->params->tensors[tensor].count * sizeof *values;
-  if (!buffer) return t->comm->ops->broadcast(t->comm, values, bytes, root);
-  SPT_TRY(t->backend->ops->download(t->backend, buffer, values, bytes));
-  SPT_TRY(t->comm->ops->broadcast(t->comm, buffer, bytes, root));
-  return t->backend->ops->upload(t->backend, values, buffer, bytes);
+/* With method adamw a pair's factors are cut over ranks, while one rank decomposes them. */
+static bool shares_pairs(const trainer *t) {
+  return !spt_method_uses_pairs(t->config.optimizer.method) && t->comm->size > 1;
 }
 
-/* With method adamw a pair's factors are cut over ranks, while one rank decomposed them: it sends them whole. */
-static spt_status share_pairs(trainer *t) {
-  if (spt_method_uses_pairs(t->config.optimizer.method) || t->comm->size == 1) return SPT_OK;
+/* One tensor from rank `root`, which has it in `host` (all parameters, in the plan's layout), to all; on a device each takes its own part, by
+ * way of `buffer`. Without one, `host` is the parameters themselves. */
+static spt_status share_tensor(trainer *t, int tensor, int root, float *host, float *buffer) {
+  float *const values = buffer && t->comm->rank != root ? buffer : host + t->plan->layout.offset[tensor];
+  int64_t begin, end;
+  SPT_TRY(t->comm->ops->broadcast(t->comm, values, (size_t)t->params->tensors[tensor].count * sizeof *values, root));
+  trainer_owned_range(t, tensor, &begin, &end);
+  if (!buffer || begin == end) return SPT_OK;
+  return t->backend->ops->upload(t->backend, t->parameters + (t->masters->offset[tensor] + begin), values + begin,
+                                 (size_t)(end - begin) * sizeof *values);
+}
+
+static spt_status share_pairs(trainer *t, float *host) {
   int64_t largest = 1;
   for (int i = 0; i < t->params->tensor_count; i++)
     if (t->params->tensors[i].count > largest) largest = t->params->tensors[i].count;
@@ -153,16 +163,34 @@ static spt_status share_pairs(trainer *t) {
   for (int i = 0; status == SPT_OK && i < t->params->pair_count; i++) {
     const spt_pair *pair = &t->params->pairs[i];
     if (spt_pair_is_dense(pair)) continue;
-    status = share_tensor(t, pair->a, i % t->comm->size, buffer);
-    if (status == SPT_OK) status = share_tensor(t, pair->b, i % t->comm->size, buffer);
+    status = share_tensor(t, pair->a, i % t->comm->size, host, buffer);
+    if (status == SPT_OK) status = share_tensor(t, pair->b, i % t->comm->size, host, buffer);
   }
   free(buffer);
   return status;
 }
 
+/* Pairs that are shared wait in host memory, of which only pages in use are taken. */
+static spt_status init_shared_pairs(trainer *t) {
+  spt_slab slab;
+  spt_slab_init(&slab, "initial parameters");
+  float *host = t->parameters;
+  spt_status status = SPT_OK;
+  if (!t->backend->host_memory) {
+    const size_t at = spt_slab_reserve(&slab, (size_t)t->plan->layout.elements * sizeof *host);
+    status = spt_slab_allocate(&slab, NULL);
+    host = spt_slab_at(&slab, at);
+  }
+  if (status == SPT_OK) status = trainer_for_pairs(t, init_pair, host);
+  status = spt_comm_agree(t->comm, status, NULL);
+  if (status == SPT_OK) status = share_pairs(t, host);
+  spt_slab_fini(&slab);
+  return status;
+}
+
 static spt_status init_parameters(trainer *t) {
   const spt_share *share = &t->plan->shares[t->comm->rank];
-  spt_status status = trainer_for_pairs(t, init_pair); // truncated SVDs
+  spt_status status = shares_pairs(t) ? init_shared_pairs(t) : trainer_for_pairs(t, init_pair, NULL); // truncated SVDs
   for (int i = 0; status == SPT_OK && i < share->slice_count; i++) {
     const spt_slice *slice = &share->slices[i];
     const spt_role role = t->params->tensors[slice->tensor].role;
@@ -173,7 +201,6 @@ static spt_status init_parameters(trainer *t) {
     if (t->params->tensors[pair->a].role == SPT_ROLE_DENSE) status = init_slice(t, pair->a, 0, spt_pair_elements(pair));
   }
   SPT_TRY(spt_comm_agree(t->comm, status, NULL));
-  SPT_TRY(share_pairs(t));
   SPT_TRY(spt_data_parallel_gather(t->data_parallel));
   return trainer_guidance_init(t);
 }
@@ -266,8 +293,12 @@ static spt_status find_checkpoint(trainer *t, spt_checkpoint **checkpoint_p) {
   return SPT_OK;
 }
 
-/* Reads the masters on every rank, guides where `guides` is. */
+/* Reads the masters, guides where `guides` is: all on every rank, or its own on each, which then gather the copies. */
 static spt_status load_model(trainer *t, spt_checkpoint *checkpoint, bool guides) {
+  if (t->shards) {
+    SPT_TRY(spt_checkpoint_load(t->comm, t->backend, checkpoint, t->items, t->model_item_count));
+    return spt_data_parallel_gather(t->data_parallel);
+  }
   spt_checkpoint_item *whole = calloc((size_t)t->model_item_count, sizeof *whole);
   spt_status status = whole ? SPT_OK : SPT_FAIL(SPT_ERR_RESOURCE, "out of memory loading a checkpoint");
   status = spt_comm_agree(t->comm, status, NULL);

@@ -11,7 +11,8 @@ fail() { echo "FAIL: $*" >&2; [ ! -f report.md ] || cat report.md >&2; exit 1; }
 fake() { printf '#!/bin/sh\n%s\n' "$2" >"$1" && chmod +x "$1"; }
 
 fake none/nvidia-smi 'exit 9'
-fake bin/nvidia-smi 'echo "${FAKE_GPU:-NVIDIA H100 80GB HBM3}, 570.1, 81559 MiB"'
+fake bin/nvidia-smi 'for i in $(seq ${FAKE_GPUS:-1}); do echo "${FAKE_GPU:-NVIDIA H100 80GB HBM3}, 570.1, 81559 MiB"; done'
+fake bin/mpirun '[ "$1" = -np ] && [ "$2" = 2 ] || exit 0; shift 4; FAKE_ERROR=${FAKE_TWO_ERROR:-0} exec "$@"'
 fake bin/meson 'case "$*" in *--list*) [ -n "${FAKE_NO_TESTS:-}" ] || echo "spectron-dist:gpu / test_ops" ;; *) echo "Skipped:            ${FAKE_SKIPPED:-0}"; exit ${FAKE_CONFORMANCE:-0} ;; esac'
 fake bin/compute-sanitizer 'exit ${FAKE_SANITIZER:-0}'
 fake build/src/spectron 'mkdir -p data; : >data/train-00000.h5'
@@ -64,7 +65,14 @@ has '| L | '
 has 'saved by cuda at step 5, finished on cpu: 10 losses'
 has 'compute-sanitizer memcheck'
 has 'nsys'
+has 'not run: training on two GPUs'
 has '0 failed'
+check 0 FAKE_GPUS=2
+has 'passed: two GPUs, fp32, ten steps: 10 losses'
+has 'passed: two GPUs, bf16, with audits: 10 losses'
+check 1 FAKE_GPUS=2 FAKE_TWO_ERROR=0.005
+has 'passed: fp32, ten steps'
+has 'FAILED.*two GPUs, reduce-scatter'
 check 1 FAKE_ERROR=0.005
 has 'FAILED.*fp32, ten steps: 10 losses, largest relative difference 5.0e-03, allowed 1e-3'
 has 'passed: bf16 against fp32'

@@ -38,13 +38,24 @@ static spt_status host_add(spt_backend *backend, int64_t count, const float *a, 
   return SPT_OK;
 }
 
+static spt_status host_round_bf16(spt_backend *backend, int64_t count, const float *from, void *to) {
+  (void)backend;
+  for (int64_t i = 0; i < count; i++) { // no NaN
+    uint32_t bits;
+    memcpy(&bits, from + i, sizeof bits);
+    ((uint16_t *)to)[i] = (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+  }
+  return SPT_OK;
+}
+
 static const spt_ops host_ops = {.name = "host",
                                  .alloc = host_alloc,
                                  .free = host_free,
                                  .upload = host_move,
                                  .download = host_move,
                                  .zero = host_zero,
-                                 .add = host_add};
+                                 .add = host_add,
+                                 .round_bf16 = host_round_bf16};
 static spt_backend host_backend = {.ops = &host_ops, .host_memory = true};
 
 #endif

@@ -105,6 +105,11 @@ void *ops_put(ops_fixture *f, double *values, int64_t count, spt_dtype dtype) {
   return memory;
 }
 
+spt_dtype ops_draw_source(ops_fixture *f) {
+  const bool copies = ops_draw(f, 0, 1);
+  return copies && f->act == SPT_BF16 && !f->backend->host_memory ? SPT_BF16 : SPT_F32;
+}
+
 int32_t *ops_put_ids(ops_fixture *f, const int32_t *ids, int64_t count) {
   int32_t *memory = ops_poison(f, count, SPT_F32);
   OPS_OK(f->backend->ops->upload(f->backend, memory, ids, (size_t)count * sizeof *ids));

@@ -38,6 +38,8 @@ double *ops_zeros(ops_fixture *f, int64_t count);
 /* Backend memory holding the values as `dtype`; `values` are rounded alike, so that the reference sees what the op
  * sees. */
 void *ops_put(ops_fixture *f, double *values, int64_t count, spt_dtype dtype);
+/* The type of what a compute copy is made from: fp32, or, drawn, bf16 where the backend takes it. */
+spt_dtype ops_draw_source(ops_fixture *f);
 int32_t *ops_put_ids(ops_fixture *f, const int32_t *ids, int64_t count);
 spt_control *ops_put_control(ops_fixture *f, spt_control control);
 /* Backend memory full of NaN. */

@@ -5,11 +5,14 @@
 #include "attention_cuda.h"
 #include "backend_cuda.h"
 
+#include "core/slab.h"
 #include "simgpu/waits.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 static spt_backend *open_backend(spt_precision precision) {
   spt_backend *backend = NULL;
@@ -100,9 +103,11 @@ static void issue_ops(ops_fixture *f, unsigned char *memory) {
   float *table = PIECE(0), *dtable = PIECE(0), *u = PIECE(0), *sigma = PIECE(0), *momentum = PIECE(0), *direction = PIECE(0);
   const int32_t *ids = PIECE(0);
   spt_control *control = PIECE(0);
-  OPS_OK(ops->group_pack(f->backend, &desc, &masters, weights));
-  OPS_OK(ops->head_pack(f->backend, VOCAB, HIDDEN, table, head));
-  OPS_OK(ops->embedding_forward(f->backend, TOKENS, HIDDEN, ids, table, x));
+  const spt_group_sources sources = {.dtype = f->act, .a = {masters.a[0], masters.a[1]}, .b = {masters.b[0], masters.b[1]}};
+  OPS_OK(ops->round_bf16(f->backend, VOCAB * HIDDEN, dtable, momentum));
+  OPS_OK(ops->group_pack(f->backend, &desc, &sources, weights));
+  OPS_OK(ops->head_pack(f->backend, VOCAB, HIDDEN, table, f->act, head));
+  OPS_OK(ops->embedding_forward(f->backend, TOKENS, HIDDEN, ids, table, f->act, x));
   const spt_group_forward_args forward = {.desc = &desc, .tokens = TOKENS, .seq_len = TOKENS, .weights = weights, .gain = gain, .x = x,
                                           .rstd = rstd, .t = t, .y = y, .workspace = workspace};
   OPS_OK(ops->group_forward(f->backend, &forward));
@@ -178,6 +183,72 @@ static void test_profile(void **state) {
   f.backend->ops->close(&f.backend);
 }
 
+/* The body in a child process, whose fault must say these words; NULL: it must end well. */
+static void in_child(void (*body)(spt_backend *, float *, float *), const char *words) {
+  int ends[2];
+  char text[1 << 14];
+  size_t at = 0;
+  assert_int_equal(pipe(ends), 0);
+  const pid_t child = fork();
+  assert_true(child >= 0);
+  if (child == 0) {
+    dup2(ends[1], STDERR_FILENO);
+    close(ends[0]);
+    spt_backend *backend = open_backend(SPT_PRECISION_FP32);
+    spt_slab slab;
+    spt_slab_init(&slab, "test");
+    const size_t first = spt_slab_reserve(&slab, 21 * sizeof(float)), second = spt_slab_reserve(&slab, 21 * sizeof(float));
+    OPS_OK(spt_slab_allocate(&slab, backend));
+    body(backend, spt_slab_at(&slab, first), spt_slab_at(&slab, second));
+    OPS_OK(backend->ops->synchronize(backend));
+    OPS_OK(spt_slab_check(&slab));
+    spt_slab_fini(&slab);
+    backend->ops->close(&backend);
+    _exit(0);
+  }
+  close(ends[1]);
+  for (ssize_t n; at + 1 < sizeof text && (n = read(ends[0], text + at, sizeof text - 1 - at)) > 0;) at += (size_t)n;
+  text[at] = '\0';
+  close(ends[0]);
+  int status = 0;
+  assert_int_equal(waitpid(child, &status, 0), child);
+  if (words ? status == 0 || !strstr(text, words) : status != 0) fail_msg("status %d, wanted %s: %s", status, words ? words : "none", text);
+}
+
+static void inside(spt_backend *backend, float *first, float *second) {
+  OPS_OK(backend->ops->add(backend, 21, first, second, second));
+  OPS_OK(backend->ops->zero(backend, first, 21 * sizeof(float)));
+}
+static void kernel_beyond(spt_backend *backend, float *first, float *second) {
+  OPS_OK(backend->ops->add(backend, 22, first, second, first));
+}
+static void kernel_before(spt_backend *backend, float *first, float *second) {
+  OPS_OK(backend->ops->add(backend, 1, first, first, second - 1));
+}
+static void copy_beyond(spt_backend *backend, float *first, float *second) {
+  float values[22];
+  (void)second;
+  OPS_OK(backend->ops->download(backend, values, first, sizeof values));
+}
+static void set_beyond(spt_backend *backend, float *first, float *second) {
+  (void)second;
+  OPS_OK(backend->ops->zero(backend, first, 22 * sizeof(float)));
+}
+
+/* Red-zone builds: an op that leaves its piece of a slab faults there and then. */
+static void test_red_zones(void **state) {
+  (void)state;
+#ifdef SPT_RED_ZONES
+  in_child(inside, NULL);
+  in_child(kernel_beyond, "use-after-poison");
+  in_child(kernel_before, "use-after-poison");
+  in_child(copy_beyond, "touches a red zone");
+  in_child(set_beyond, "touches a red zone");
+#else
+  skip();
+#endif
+}
+
 static void check_workspace(const spt_backend *backend, const spt_model_config *model, int64_t tokens, bool train) {
   const size_t bytes = backend->ops->workspace_bytes((spt_backend *)(uintptr_t)backend, model, tokens, train);
   const int64_t hidden = model->hidden, kv = model->kv_heads * spt_head_dim(model), ffn = model->ffn;
@@ -219,6 +290,6 @@ static void test_workspace(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_open), cmocka_unit_test(test_copies), cmocka_unit_test(test_asynchronous),
-                                     cmocka_unit_test(test_profile), cmocka_unit_test(test_workspace)};
+                                     cmocka_unit_test(test_profile), cmocka_unit_test(test_red_zones), cmocka_unit_test(test_workspace)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -141,7 +141,7 @@ static void test_all_gather(void **state) {
       random_cuts(37 * round + (uint64_t)k, k < 2 ? k + 1 : 0, mine);
       buffers[k] = new_buffer(mine[size] - mine[0]);
       for (int64_t i = mine[rank] - mine[0]; i < mine[rank + 1] - mine[0]; i++) buffers[k][i] = value(rank, round, i);
-      mpi_test_ok(test_comm->ops->all_gather_start(test_comm, buffers[k], mine, &requests[k]));
+      mpi_test_ok(test_comm->ops->all_gather_start(test_comm, buffers[k], sizeof(float), mine, &requests[k]));
     }
     for (int k = 0; k < IN_FLIGHT; k++) {
       const int64_t *mine = cuts + k * (size + 1);
@@ -153,6 +153,32 @@ static void test_all_gather(void **state) {
     }
   }
   free(cuts);
+  mpi_test_passed();
+}
+
+/* Elements of two bytes, as copies in bf16 are. */
+static void test_all_gather_halves(void **state) {
+  (void)state;
+  enum { MOST = 70 };
+  const int size = test_comm->size, rank = test_comm->rank;
+  int64_t *cuts = malloc((size_t)(size + 1) * sizeof *cuts);
+  uint16_t *buffer = malloc((size_t)(size * MOST) * sizeof *buffer);
+  assert_true(cuts && buffer);
+  for (uint64_t round = 0; round < 6; round++) {
+    const int64_t bytes = test_comm->counters[SPT_COLLECTIVE_ALL_GATHER].bytes;
+    spt_request *request;
+    cuts[0] = 1000;
+    for (int p = 0; p < size; p++) cuts[p + 1] = cuts[p] + (int64_t)random_below(700 + round, (uint64_t)p, MOST);
+    memset(buffer, 0xff, (size_t)(size * MOST) * sizeof *buffer);
+    for (int64_t i = cuts[rank]; i < cuts[rank + 1]; i++) buffer[i - cuts[0]] = (uint16_t)(i * 31 + (int64_t)round);
+    mpi_test_ok(test_comm->ops->all_gather_start(test_comm, buffer, sizeof *buffer, cuts, &request));
+    complete(&request, (int)round % 3);
+    for (int64_t i = cuts[0]; i < cuts[size]; i++) assert_true(buffer[i - cuts[0]] == (uint16_t)(i * 31 + (int64_t)round));
+    for (int64_t i = cuts[size] - cuts[0]; i < size * MOST; i++) assert_true(buffer[i] == 0xffff);
+    if (size > 1) assert_true(test_comm->counters[SPT_COLLECTIVE_ALL_GATHER].bytes - bytes == 2 * (cuts[size] - cuts[0]));
+  }
+  free(cuts);
+  free(buffer);
   mpi_test_passed();
 }
 
@@ -382,7 +408,7 @@ static void test_errors(void **state) {
 int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {
       MPI_TEST(test_place),         MPI_TEST(test_all_reduce), MPI_TEST(test_reduce_scatter),
-      MPI_TEST(test_all_gather), MPI_TEST(test_exchange),    MPI_TEST(test_counters),   MPI_TEST(test_small_operations),
+      MPI_TEST(test_all_gather), MPI_TEST(test_all_gather_halves), MPI_TEST(test_exchange),    MPI_TEST(test_counters),   MPI_TEST(test_small_operations),
       MPI_TEST(test_agree_one),     MPI_TEST(test_agree_many), MPI_TEST(test_send_receive),
       MPI_TEST(test_second_thread), MPI_TEST(test_errors),     MPI_TEST(test_counters),
   };

@@ -256,6 +256,81 @@ static void test_overlap_completes(void **state) {
   mpi_test_passed();
 }
 
+/* Of every element another master, which bf16 rounds. */
+static float master_of(int step, int tensor, int64_t i) {
+  return 1.0F + (float)((i * 2654435761 + tensor * 40503 + step * 97) % 1000003) / 1000003.0F;
+}
+static uint16_t rounded(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, sizeof bits);
+  return (uint16_t)((bits + 0x7FFF + (bits >> 16 & 1)) >> 16);
+}
+
+static spt_master_shards *filled_shards;
+static float *filled_masters;
+static void fill_masters(setting *s, int step, int tensor, int64_t begin, int64_t end) {
+  (void)s;
+  const int64_t offset = filled_shards->masters.offset[tensor];
+  assert_true(offset + begin >= 0 && offset + end <= filled_shards->masters.elements);
+  for (int64_t i = begin; i < end; i++) {
+    assert_true(step > 0 || isnan(filled_masters[offset + i])); // no two share a place
+    filled_masters[offset + i] = master_of(step, tensor, i);
+  }
+}
+
+static void check_copies(const setting *s, int step, const uint16_t *values, const float *gains) {
+  for (int t = 0; t < s->params->tensor_count; t++) {
+    const int64_t gain = filled_shards->gain_offset[t];
+    assert_int_equal(gain >= 0, s->params->tensors[t].role == SPT_ROLE_GAIN);
+    for (int64_t i = 0; i < s->params->tensors[t].count; i++) {
+      if (gain >= 0)
+        assert_true(gains[gain + i] == master_of(step, t, i));
+      else
+        assert_int_equal(values[s->plan->layout.offset[t] + i], rounded(master_of(step, t, i)));
+    }
+  }
+}
+
+/* Masters at their owners alone: every rank holds them all rounded, and the gains as they are; and no more is sent than that. */
+static void test_gathered_copies(void **state) {
+  (void)state;
+  for (uint64_t n = 0; n < 12; n++) {
+    setting s;
+    open_setting(&s, 1200 + n, SPT_REDUCTION_REDUCE_SCATTER, true);
+    mpi_test_ok(spt_master_shards_open(s.plan, s.params, test_comm->rank, &filled_shards));
+    const size_t elements = (size_t)filled_shards->masters.elements, all = (size_t)s.plan->layout.elements;
+    assert_true(filled_shards->masters.elements == spt_master_shards_elements(s.plan, test_comm->rank));
+    assert_true(filled_shards->gain_elements == spt_master_shards_gains(s.params));
+    filled_masters = malloc(elements * sizeof(float) + 1);
+    uint16_t *values = malloc(all * sizeof *values);
+    float *gains = malloc((size_t)filled_shards->gain_elements * sizeof *gains);
+    assert_true(filled_masters && values && gains);
+    memset(filled_masters, 0xff, elements * sizeof(float)); // NaN
+    memset(values, 0xff, all * sizeof *values);
+    memset(gains, 0xff, (size_t)filled_shards->gain_elements * sizeof *gains);
+    spt_data_parallel *dp;
+    mpi_test_ok(spt_data_parallel_open(test_comm, s.plan, SPT_REDUCTION_ALL_REDUCE, true, filled_masters, s.gradients, &dp));
+    const spt_gathered_copies copies = {&host_backend, filled_shards, values, gains};
+    spt_data_parallel_gather_copies(dp, &copies);
+    for (int step = 0; step < STEPS && test_comm->size > 1; step++) {
+      const spt_comm_counter gathers = test_comm->counters[SPT_COLLECTIVE_ALL_GATHER];
+      each_owned(&s, step, test_comm->rank, fill_masters);
+      mpi_test_ok(spt_data_parallel_gather(dp));
+      check_copies(&s, step, values, gains);
+      assert_int_equal(test_comm->counters[SPT_COLLECTIVE_ALL_GATHER].messages - gathers.messages, s.plan->bucket_count);
+      assert_true(test_comm->counters[SPT_COLLECTIVE_ALL_GATHER].bytes - gathers.bytes == (int64_t)(2 * all));
+    }
+    spt_data_parallel_close(&dp);
+    spt_master_shards_close(&filled_shards);
+    assert_null(filled_shards);
+    free(filled_masters);
+    free(values);
+    free(gains);
+    close_setting(&s);
+  }
+  mpi_test_passed();
+}
+
 static void test_wrong_plan(void **state) {
   (void)state;
   setting s;
@@ -274,6 +349,6 @@ static void test_wrong_plan(void **state) {
 
 int main(int argc, char **argv) {
   const struct CMUnitTest tests[] = {MPI_TEST(test_training), MPI_TEST(test_overlap_completes),
-                                     MPI_TEST(test_wrong_plan)};
+                                     MPI_TEST(test_gathered_copies), MPI_TEST(test_wrong_plan)};
   return mpi_test_run(argc, argv, "data_parallel", tests, sizeof tests / sizeof *tests);
 }

@@ -11,7 +11,7 @@ typedef struct group_test {
   spt_group_desc desc;
   ref_group ref;
   int64_t tokens, seq_len, in_width, out, rank;
-  spt_group_tensors masters;
+  spt_group_sources masters;
   double *a[SPT_GROUP_MAX], *b[SPT_GROUP_MAX], *guide[SPT_GROUP_MAX];
   float alpha[SPT_GROUP_MAX];
   void *weights, *workspace, *x, *y, *t;
@@ -76,19 +76,20 @@ static void make_group(ops_fixture *f, group_test *g) {
     x = ops_join(f, x, g->tokens, 2, gate_up(desc)); // as the reference wants it
   g->gain = ops_put(f, gain, desc->in_dim, SPT_F32);
   g->residual = ops_put(f, residual, g->tokens * g->out, SPT_F32);
+  g->masters.dtype = ops_draw_source(f);
   for (int j = 0; j < desc->count; j++) {
     const int64_t r = desc->factor_rank[j], inner = r > 0 ? r : desc->in_dim;
     g->a[j] = ops_random(f, desc->out_dim[j] * inner, 0.3);
     ops_put(f, g->a[j], desc->out_dim[j] * inner, f->act); // rounds what the reference sees
-    g->masters.a[j] = ops_put(f, g->a[j], desc->out_dim[j] * inner, SPT_F32);
+    g->masters.a[j] = ops_put(f, g->a[j], desc->out_dim[j] * inner, g->masters.dtype);
     if (r == 0) continue;
     g->b[j] = ops_random(f, desc->in_dim * r, 0.3);
     ops_put(f, g->b[j], desc->in_dim * r, f->act);
-    g->masters.b[j] = ops_put(f, g->b[j], desc->in_dim * r, SPT_F32);
+    g->masters.b[j] = ops_put(f, g->b[j], desc->in_dim * r, g->masters.dtype);
     if (!desc->guided) continue;
     g->guide[j] = ops_random(f, desc->out_dim[j] * desc->in_dim, 0.3);
     ops_put(f, g->guide[j], desc->out_dim[j] * desc->in_dim, f->act);
-    g->masters.guide[j] = ops_put(f, g->guide[j], desc->out_dim[j] * desc->in_dim, SPT_F32);
+    g->masters.guide[j] = ops_put(f, g->guide[j], desc->out_dim[j] * desc->in_dim, g->masters.dtype);
   }
   g->in_place = ops_draw(f, 0, 1);
   g->y = !act_out && g->in_place ? (void *)g->residual : ops_poison(f, g->tokens * g->out, act_out ? f->act : SPT_F32);
@@ -252,7 +253,7 @@ static void test_large(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_all), cmocka_unit_test(test_guided), cmocka_unit_test(test_large)};
-  static const char *const kernels[] = {"(pack_kernel<T>)",           "(rmsnorm_kernel<T>)",         "(rmsnorm_apply_kernel<T>)",
+  static const char *const kernels[] = {"(pack_kernel<S, T>)",        "(rmsnorm_kernel<T>)",         "(rmsnorm_apply_kernel<T>)",
                                         "(rmsnorm_backward_kernel<T>)", "add_rows_kernel",             "(rope_kernel<T>)",
                                         "(swiglu_kernel<T>)",         "(swiglu_backward_kernel<T, D>)", "(convert_kernel<T>)"};
   return OPS_MAIN(tests, kernels);

@@ -26,9 +26,10 @@ static void head_body(ops_fixture *f) {
   double *start_gain = ops_random(f, n, 0.1), *start_w = ops_random(f, V * n, 0.1);
   const int32_t *targets = draw_ids(f, N, V);
   ops_put(f, w, V * n, f->act);
-  const float *master = ops_put(f, w, V * n, SPT_F32);
+  const spt_dtype source = ops_draw_source(f);
+  const void *master = ops_put(f, w, V * n, source);
   void *weights = ops_poison_bytes(f, ops->head_packed_bytes(f->backend, V, n));
-  OPS_OK(ops->head_pack(f->backend, V, n, master, weights));
+  OPS_OK(ops->head_pack(f->backend, V, n, master, source, weights));
   spt_head_loss_args args = {
       .tokens = N,
       .hidden = n,
@@ -84,10 +85,11 @@ static void embedding_body(ops_fixture *f) {
   const int32_t *ids = draw_ids(f, N, vocab), *device_ids = ops_put_ids(f, ids, N);
   double *table = ops_random(f, vocab * hidden, 1.0), *dx = ops_random(f, N * hidden, 1.0),
          *dtable = ops_random(f, vocab * hidden, 1.0);
-  const float *device_table = ops_put(f, table, vocab * hidden, SPT_F32),
-              *device_dx = ops_put(f, dx, N * hidden, SPT_F32);
+  const spt_dtype source = ops_draw_source(f);
+  const void *device_table = ops_put(f, table, vocab * hidden, source);
+  const float *device_dx = ops_put(f, dx, N * hidden, SPT_F32);
   float *x = ops_poison(f, N * hidden, SPT_F32), *device_dtable = ops_put(f, dtable, vocab * hidden, SPT_F32);
-  OPS_OK(f->backend->ops->embedding_forward(f->backend, N, hidden, device_ids, device_table, x));
+  OPS_OK(f->backend->ops->embedding_forward(f->backend, N, hidden, device_ids, device_table, source, x));
   const double *got = ops_get(f, x, N * hidden, SPT_F32);
   for (int64_t i = 0; i < N * hidden; i++) assert_true(got[i] == table[ids[i / hidden] * hidden + i % hidden]);
   OPS_OK(f->backend->ops->embedding_backward(f->backend, N, hidden, vocab, device_ids, device_dx, device_dtable));
@@ -109,7 +111,7 @@ static void test_embedding(void **state) {
 
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_embedding), cmocka_unit_test(test_head)};
-  static const char *const kernels[] = {"embed_kernel", "embed_backward_kernel", "(cross_entropy_kernel<T>)",
+  static const char *const kernels[] = {"(embed_kernel<T>)", "embed_backward_kernel", "(cross_entropy_kernel<T>)",
                                         "(rmsnorm_backward_kernel<T>)"};
   return OPS_MAIN(tests, kernels);
 }

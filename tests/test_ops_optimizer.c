@@ -101,6 +101,23 @@ static void add_body(ops_fixture *f) {
   for (int64_t i = 0; i < count; i++) assert_true(left[i] == want[i] || right[i] == want[i]);
 }
 
+/* Rounded to nearest even, ties included; what lies behind is left alone (a canary). */
+static void round_body(ops_fixture *f) {
+  const int64_t count = ops_draw(f, 1, 200000);
+  double *values = ops_random(f, count, 3.0), *rounded = ops_zeros(f, count);
+  for (int64_t i = 0; i < count; i++) {
+    if (i % 7 == 3) values[i] = (double)(float)(1.0 + (double)(2 * ops_draw(f, 0, 127) + 1) / 256.0); // half way
+    if (i % 11 == 5) values[i] = 0.0;
+  }
+  const float *from = ops_put(f, values, count, SPT_F32);
+  void *to = ops_poison(f, count, SPT_BF16);
+  memcpy(rounded, values, (size_t)count * sizeof *rounded);
+  ops_put(f, rounded, count, SPT_BF16); // rounds them
+  OPS_OK(f->backend->ops->round_bf16(f->backend, count, from, to));
+  const double *got = ops_get(f, to, count, SPT_BF16);
+  for (int64_t i = 0; i < count; i++) assert_true(got[i] == rounded[i]);
+}
+
 static void stats_body(ops_fixture *f) {
   const int64_t count = ops_draw(f, 1, 200000), bad = ops_draw(f, 0, 3);
   double *g = ops_random(f, count, 3.0), want = 1.5;
@@ -271,6 +288,7 @@ static void test_stats(void **state) {
   (void)state;
   ops_run("gradient stats", stats_body, 4);
   ops_run("add", add_body, 4);
+  ops_run("round to bf16", round_body, 4);
   ops_run("sum", sum_body, 4);
   ops_run("decide", decide_body, 2);
 }
@@ -290,6 +308,6 @@ int main(void) {
   static const char *const kernels[] = {"batch_kernel",      "sum_kernel",        "stats_kernel",        "stats_end_kernel",
                                         "momentum_kernel",   "(normalize_kernel<T>)", "power_begin_kernel", "power_left_kernel",
                                         "power_middle_kernel", "power_right_kernel", "power_end_kernel",   "(update_kernel<T>)",
-                                        "adamw_kernel",      "add_sum_kernel",    "decide_kernel"};
+                                        "adamw_kernel",      "(convert_kernel<T>)", "add_sum_kernel",    "decide_kernel"};
   return OPS_MAIN(tests, kernels);
 }

@@ -62,6 +62,12 @@ typedef struct spt_group_tensors {
   float *a[SPT_GROUP_MAX], *b[SPT_GROUP_MAX], *guide[SPT_GROUP_MAX];
 } spt_group_tensors;
 
+/* What a compute copy is made from: the fp32 masters of a group, or bf16 copies of them in a backend of act bf16 whose memory is a device's. */
+typedef struct spt_group_sources {
+  spt_dtype dtype;
+  const void *a[SPT_GROUP_MAX], *b[SPT_GROUP_MAX], *guide[SPT_GROUP_MAX];
+} spt_group_sources;
+
 typedef struct spt_group_forward_args {
   const spt_group_desc *desc;
   int64_t tokens, seq_len;
@@ -225,6 +231,9 @@ typedef struct spt_ops {
   spt_status (*upload)(spt_backend *backend, void *device, const void *host, size_t bytes);
   spt_status (*download)(spt_backend *backend, void *host, const void *device, size_t bytes); /* waits for issued work */
   spt_status (*zero)(spt_backend *backend, void *pointer, size_t bytes);
+  /* Red zones, in builds that have them: from now on an op that touches these bytes faults at once. A `gap` lies in a slab that zero and the communicator
+   * pass over as a whole, which they still may. Nothing that has been issued may be under way. NULL where memory is not watched. */
+  void (*guard)(spt_backend *backend, void *memory, size_t bytes, bool gap);
   /* out = a + b, or a copy of a where b is NULL; out may be a or b */
   spt_status (*add)(spt_backend *backend, int64_t count, const float *a, const float *b, float *out);
   spt_status (*synchronize)(spt_backend *backend);
@@ -235,15 +244,18 @@ typedef struct spt_ops {
   /* bytes of `workspace` that cover every model op for this model at `tokens` per pass; train = backward too */
   size_t (*workspace_bytes)(spt_backend *backend, const spt_model_config *model, int64_t tokens, bool train);
 
-  /* compute copies, made once per optimizer step from the fp32 masters */
+  /* to ← from, rounded to bf16 (nearest even) */
+  spt_status (*round_bf16)(spt_backend *backend, int64_t count, const float *from, void *to);
+
+  /* compute copies, made once per optimizer step from the masters, or from bf16 copies as spt_group_sources has them */
   size_t (*group_packed_bytes)(spt_backend *backend, const spt_group_desc *desc);
-  spt_status (*group_pack)(spt_backend *backend, const spt_group_desc *desc, const spt_group_tensors *masters, void *weights);
+  spt_status (*group_pack)(spt_backend *backend, const spt_group_desc *desc, const spt_group_sources *masters, void *weights);
   size_t (*head_packed_bytes)(spt_backend *backend, int64_t vocab, int64_t hidden);
-  spt_status (*head_pack)(spt_backend *backend, int64_t vocab, int64_t hidden, const float *w, void *weights);
+  spt_status (*head_pack)(spt_backend *backend, int64_t vocab, int64_t hidden, const void *w, spt_dtype dtype, void *weights);
 
   /* model */
-  /* x (N, hidden) = table[ids] */
-  spt_status (*embedding_forward)(spt_backend *backend, int64_t tokens, int64_t hidden, const int32_t *ids, const float *table, float *x);
+  /* x (N, hidden) = table[ids]; dtype: of the table, as of spt_group_sources */
+  spt_status (*embedding_forward)(spt_backend *backend, int64_t tokens, int64_t hidden, const int32_t *ids, const void *table, spt_dtype dtype, float *x);
   /* dtable[ids[i]] += dx[i], in the order of i */
   spt_status (*embedding_backward)(spt_backend *backend, int64_t tokens, int64_t hidden, int64_t vocab, const int32_t *ids, const float *dx, float *dtable);
   spt_status (*group_forward)(spt_backend *backend, const spt_group_forward_args *args);

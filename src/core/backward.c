@@ -50,7 +50,7 @@ static spt_status layer_backward(spt_model *model, int64_t layer, int64_t sequen
                          (group_gradients){.dy = dx, .dx = gate_up}));
   SPT_TRY(progress(hooks));
   SPT_TRY(group_backward(
-      model, layer, GROUP_GATE_UP, tokens, model_parameter(model, tensors.ffn_norm), model_at(model, kept->x_middle),
+      model, layer, GROUP_GATE_UP, tokens, model_gain(model, tensors.ffn_norm), model_at(model, kept->x_middle),
       model_at(model, kept->rstd_ffn),
       (group_gradients){.dy = gate_up, .dx_residual = dx, .dgain = model_gradient(model, tensors.ffn_norm)}));
   SPT_TRY(progress(hooks));
@@ -73,7 +73,7 @@ static spt_status layer_backward(spt_model *model, int64_t layer, int64_t sequen
                         tokens * spt_group_out(&model->groups[GROUP_QKV]), dqkv));
   SPT_TRY(progress(hooks));
   return group_backward(
-      model, layer, GROUP_QKV, tokens, model_parameter(model, tensors.attention_norm), model_at(model, model->x[layer]),
+      model, layer, GROUP_QKV, tokens, model_gain(model, tensors.attention_norm), model_at(model, model->x[layer]),
       model_at(model, kept->rstd_attention),
       (group_gradients){.dy = dqkv, .dx_residual = dx, .dgain = model_gradient(model, tensors.attention_norm)});
 }

@@ -32,7 +32,7 @@ spt_status spt_model_layer_forward(spt_model *model, int64_t layer, int64_t sequ
   float *x_next = model_at(model, model->x[layer + 1]);
   void *qkv = model_at(model, kept->qkv), *o = model_at(model, kept->o), *gate_up = model_at(model, kept->gate_up);
 
-  SPT_TRY(group_forward(model, layer, GROUP_QKV, tokens, model_parameter(model, tensors.attention_norm), x, NULL,
+  SPT_TRY(group_forward(model, layer, GROUP_QKV, tokens, model_gain(model, tensors.attention_norm), x, NULL,
                         model_at(model, kept->rstd_attention), qkv));
   const spt_attention_args attention = {.sequences = sequences,
                                         .seq_len = config->seq_len,
@@ -46,7 +46,7 @@ spt_status spt_model_layer_forward(spt_model *model, int64_t layer, int64_t sequ
   SPT_TRY(model->backend->ops->attention_forward(model->backend, &attention));
   SPT_TRY(spt_model_saw(model, "self_attn", layer, SPT_SEEN_OUTPUT, model->backend->act, tokens * config->hidden, o));
   SPT_TRY(group_forward(model, layer, GROUP_O, tokens, NULL, o, x, NULL, x_middle));
-  SPT_TRY(group_forward(model, layer, GROUP_GATE_UP, tokens, model_parameter(model, tensors.ffn_norm), x_middle, NULL,
+  SPT_TRY(group_forward(model, layer, GROUP_GATE_UP, tokens, model_gain(model, tensors.ffn_norm), x_middle, NULL,
                         model_at(model, kept->rstd_ffn), gate_up));
   return group_forward(model, layer, GROUP_DOWN, tokens, NULL, gate_up, x_middle, NULL, x_next);
 }
@@ -59,7 +59,7 @@ spt_status spt_model_embed(spt_model *model, int64_t sequences, const int32_t *i
   SPT_TRY(backend->ops->upload(backend, device_ids, ids, bytes));
   SPT_TRY(backend->ops->upload(backend, model_at(model, model->targets), targets, bytes));
   SPT_TRY(backend->ops->embedding_forward(backend, tokens, model->config.hidden, device_ids,
-                                          model_parameter(model, spt_params_embedding(model->params)),
+                                          model_source(model, spt_params_embedding(model->params)), model_source_dtype(model),
                                           model_at(model, model->x[0])));
   return spt_model_saw(model, "embed_tokens", -1, SPT_SEEN_OUTPUT, SPT_F32, tokens * model->config.hidden, model_at(model, model->x[0]));
 }
@@ -84,7 +84,7 @@ spt_status spt_model_head(spt_model *model, int64_t sequences, bool train, float
                                    .vocab = config->vocab,
                                    .norm_eps = config->norm_eps,
                                    .x = model_at(model, model->x[config->layers]),
-                                   .gain = model_parameter(model, norm),
+                                   .gain = model_gain(model, norm),
                                    .weights = spt_slab_at(&model->weights, model->packed_head),
                                    .targets = model_at(model, model->targets),
                                    .losses = model_at(model, model->losses),

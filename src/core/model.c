@@ -53,6 +53,19 @@ spt_group_tensors spt_model_group_tensors(const spt_model *model, float *slab, i
   return view;
 }
 
+static spt_group_sources group_sources(const spt_model *model, int64_t layer, int group) {
+  spt_layer_tensors tensors;
+  spt_group_sources sources = {.dtype = model_source_dtype(model)};
+  spt_params_layer(model->params, (int)layer, &tensors);
+  for (int j = 0; j < group_table[group].count; j++) {
+    const spt_matrix matrix = group_table[group].matrix[j];
+    sources.a[j] = model_source(model, tensors.a[matrix]);
+    if (tensors.b[matrix] >= 0) sources.b[j] = model_source(model, tensors.b[matrix]);
+    if (tensors.guide[matrix] >= 0) sources.guide[j] = model_source(model, tensors.guide[matrix]);
+  }
+  return sources;
+}
+
 void spt_model_group_alphas(const spt_model *model, int64_t layer, int group, float alphas[SPT_GROUP_MAX]) {
   for (int j = 0; j < group_table[group].count; j++)
     alphas[j] = model->alphas[layer * SPT_MATRICES + group_table[group].matrix[j]];
@@ -195,17 +208,21 @@ void spt_model_close(spt_model **model_p) {
   *model_p = NULL;
 }
 
+void spt_model_read_copies(spt_model *model, const spt_model_copies *copies) {
+  model->copies = *copies;
+}
+
 spt_status spt_model_refresh(spt_model *model) {
   spt_backend *backend = model->backend;
   for (int64_t layer = 0; layer < model->config.layers; layer++) {
     for (int g = 0; g < GROUPS; g++) {
-      const spt_group_tensors masters = spt_model_group_tensors(model, model->parameters, layer, g);
+      const spt_group_sources masters = group_sources(model, layer, g);
       void *weights = spt_slab_at(&model->weights, model->packed[layer * GROUPS + g]);
       SPT_TRY(backend->ops->group_pack(backend, &model->groups[g], &masters, weights));
     }
   }
   return backend->ops->head_pack(backend, model->config.vocab, model->config.hidden,
-                                 model_parameter(model, spt_params_head(model->params)),
+                                 model_source(model, spt_params_head(model->params)), model_source_dtype(model),
                                  spt_slab_at(&model->weights, model->packed_head));
 }
 

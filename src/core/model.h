@@ -51,7 +51,17 @@ spt_status spt_model_open(spt_backend *backend, const spt_model_config *config, 
                           spt_model **model_p);
 void spt_model_close(spt_model **model_p);
 
-/* Refreshes the compute copy from the masters; call after the masters change. */
+/* What a model reads where a rank holds no more masters than it owns: all parameters rounded to bf16, in `layout` (the gains' places are unused), and
+ * all gains in fp32. Borrowed, backend memory. */
+typedef struct spt_model_copies {
+  const void *values;         /* bf16 */
+  const float *gains;         /* gain `tensor` from gain_offset[tensor] on */
+  const int64_t *gain_offset; /* [tensor_count] */
+} spt_model_copies;
+/* From now on the model reads these; the `parameters` it was opened with are not looked at. For backends that pack from bf16 (backend.h). Local. */
+void spt_model_read_copies(spt_model *model, const spt_model_copies *copies);
+
+/* Refreshes the compute copy from the masters, or the copies; call after they change. */
 spt_status spt_model_refresh(spt_model *model);
 /* How guides are used in the passes that follow, forward, backward and recomputation, until the next call: alphas[layer·SPT_MATRICES + matrix], read
  * where a matrix has a guide; NULL, as at first: not at all. Copied. */

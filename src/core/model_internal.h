@@ -26,6 +26,7 @@ struct spt_model {
   const spt_params *params;      /* not owned */
   const spt_layout *layout;      /* not owned */
   float *parameters, *gradients; /* not owned */
+  spt_model_copies copies;       /* read in place of parameters where values is not NULL */
   int64_t micro;
   bool train;
 
@@ -55,7 +56,17 @@ static inline const layer_activations *model_kept(const spt_model *model, int64_
 static inline const void *model_weights(const spt_model *model, int64_t layer, int group) {
   return spt_slab_at(&model->weights, model->packed[layer * GROUPS + group]);
 }
-static inline float *model_parameter(const spt_model *model, int tensor) {
+/* What is read of a parameter that is no gain, of type model_source_dtype. */
+static inline spt_dtype model_source_dtype(const spt_model *model) {
+  return model->copies.values ? SPT_BF16 : SPT_F32;
+}
+static inline const void *model_source(const spt_model *model, int tensor) {
+  const int64_t offset = model->layout->offset[tensor];
+  if (model->copies.values) return (const uint16_t *)model->copies.values + offset;
+  return model->parameters + offset;
+}
+static inline const float *model_gain(const spt_model *model, int tensor) {
+  if (model->copies.values) return model->copies.gains + model->copies.gain_offset[tensor];
   return model->parameters + model->layout->offset[tensor];
 }
 static inline float *model_gradient(const spt_model *model, int tensor) {
@@ -73,7 +84,7 @@ spt_status spt_model_saw_gradient(const spt_model *model, int tensor);
 /* The matrix that is member `member` of a group. */
 spt_matrix spt_model_member(int group, int member);
 
-/* The tensors of one group of a layer in `slab` (parameters or gradients). */
+/* The gradients of one group of a layer, in `slab`. */
 spt_group_tensors spt_model_group_tensors(const spt_model *model, float *slab, int64_t layer, int group);
 /* The alphas of one group's members. */
 void spt_model_group_alphas(const spt_model *model, int64_t layer, int group, float alphas[SPT_GROUP_MAX]);

@@ -62,8 +62,9 @@ spt_op_cost spt_cost_group(const spt_group_desc *desc, int64_t tokens, spt_dtype
   return cost;
 }
 
-spt_op_cost spt_cost_group_pack(const spt_group_desc *desc, spt_dtype weights) {
-  return (spt_op_cost){.op = SPT_OP_PACK, .bytes = (group_weights(desc) + group_guides(desc, NULL)) * (4 + (double)spt_dtype_size(weights))};
+spt_op_cost spt_cost_group_pack(const spt_group_desc *desc, spt_dtype masters, spt_dtype weights) {
+  return (spt_op_cost){.op = SPT_OP_PACK, .bytes = (group_weights(desc) + group_guides(desc, NULL)) *
+                                                   (double)(spt_dtype_size(masters) + spt_dtype_size(weights))};
 }
 
 spt_op_cost spt_cost_attention(const spt_attention_args *args, spt_dtype act, bool backward) {
@@ -86,9 +87,10 @@ spt_op_cost spt_cost_head(int64_t tokens, int64_t hidden, int64_t vocab, spt_dty
                        .bytes = N * n * (train ? 8 : 4) + V * n * (train ? size + 8 : size)};
 }
 
-spt_op_cost spt_cost_embedding(int64_t tokens, int64_t hidden, bool backward) {
-  return (spt_op_cost){
-      .op = SPT_OP_EMBEDDING, .backward = backward, .bytes = (double)(tokens * hidden) * (backward ? 12 : 8)};
+spt_op_cost spt_cost_embedding(int64_t tokens, int64_t hidden, spt_dtype table, bool backward) {
+  return (spt_op_cost){.op = SPT_OP_EMBEDDING,
+                       .backward = backward,
+                       .bytes = (double)(tokens * hidden) * (backward ? 12 : 4 + (double)spt_dtype_size(table))};
 }
 
 spt_op_cost spt_cost_batched_gemm(const spt_gemm_batch *batch) {

@@ -11,10 +11,10 @@
  * once (read too where it is added to), with nothing in a cache before. */
 /* alpha: of a guided group's members; others leave it unread (NULL). */
 spt_op_cost spt_cost_group(const spt_group_desc *desc, int64_t tokens, spt_dtype act, const float *alpha, bool backward);
-spt_op_cost spt_cost_group_pack(const spt_group_desc *desc, spt_dtype weights);
+spt_op_cost spt_cost_group_pack(const spt_group_desc *desc, spt_dtype masters, spt_dtype weights);
 spt_op_cost spt_cost_attention(const spt_attention_args *args, spt_dtype act, bool backward);
 spt_op_cost spt_cost_head(int64_t tokens, int64_t hidden, int64_t vocab, spt_dtype act, bool train);
-spt_op_cost spt_cost_embedding(int64_t tokens, int64_t hidden, bool backward);
+spt_op_cost spt_cost_embedding(int64_t tokens, int64_t hidden, spt_dtype table, bool backward);
 spt_op_cost spt_cost_batched_gemm(const spt_gemm_batch *batch);
 /* Ops on flat arrays: bytes of `count` elements, `read` and `written` bytes each. */
 spt_op_cost spt_cost_flat(spt_op op, int64_t count, int read, int written);

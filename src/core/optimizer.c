@@ -36,7 +36,8 @@ struct spt_optimizer {
   spt_backend *backend; /* not owned */
   spt_optimizer_config config;
   const spt_params *params;      /* not owned */
-  const spt_layout *layout;      /* not owned */
+  const spt_layout *layout;      /* not owned; of the gradients, and of the masters unless they are placed apart */
+  const spt_layout *masters;     /* not owned */
   float *parameters, *gradients; /* not owned */
   spt_slab state, workspace;
   owned_pair *pairs;
@@ -261,7 +262,7 @@ spt_status spt_optimizer_open(spt_backend *backend, const spt_optimizer_config *
   optimizer->backend = backend;
   optimizer->config = *config;
   optimizer->params = params;
-  optimizer->layout = layout;
+  optimizer->layout = optimizer->masters = layout;
   optimizer->parameters = parameters;
   optimizer->gradients = gradients;
   SPT_TRY_GOTO(plan(optimizer, share, backend->act), fail);
@@ -283,6 +284,10 @@ spt_status spt_optimizer_open(spt_backend *backend, const spt_optimizer_config *
 fail:
   spt_optimizer_close(&optimizer);
   return status;
+}
+
+void spt_optimizer_place_masters(spt_optimizer *optimizer, const spt_layout *masters) {
+  optimizer->masters = masters;
 }
 
 void spt_optimizer_close(spt_optimizer **optimizer_p) {
@@ -350,7 +355,7 @@ static void fill_entries(spt_optimizer *optimizer, const chunk *part, char *x) {
       optimizer->entries[sides * i + side] =
           (spt_factor_entry){.rows = tensor->rows,
                              .cols = tensor->cols,
-                             .w = optimizer->parameters + offset,
+                             .w = optimizer->parameters + optimizer->masters->offset[spt_pair_tensor(owned->pair, side)],
                              .gradient = optimizer->gradients + offset,
                              .momentum = spt_slab_at(&optimizer->state, owned->momentum[side]),
                              .u = sides == 2 ? spt_slab_at(&optimizer->state, owned->u[side]) : NULL,
@@ -473,7 +478,8 @@ spt_status spt_optimizer_step(spt_optimizer *optimizer, double lr_factor, const 
     const spt_tensor *tensor = &optimizer->params->tensors[slice.tensor];
     const int64_t offset = optimizer->layout->offset[slice.tensor] + slice.begin;
     const float decay = tensor->decay ? (float)config->weight_decay : 0.0f;
-    SPT_TRY(backend->ops->adamw(backend, slice.end - slice.begin, optimizer->parameters + offset,
+    float *w = optimizer->parameters + (optimizer->masters->offset[slice.tensor] + slice.begin);
+    SPT_TRY(backend->ops->adamw(backend, slice.end - slice.begin, w,
                                 optimizer->gradients + offset, spt_slab_at(&optimizer->state, owned->m),
                                 spt_slab_at(&optimizer->state, owned->v), adamw_lr,
                                 decay, (float)config->adamw.beta1, (float)config->adamw.beta2,

@@ -42,6 +42,8 @@ void spt_optimizer_measure(const spt_optimizer_config *config, const spt_params 
 /* Allocates the share's state (momentum zero, u random from (seed, tensor name), normalised). Local. */
 spt_status spt_optimizer_open(spt_backend *backend, const spt_optimizer_config *config, const spt_params *params, const spt_layout *layout,
                               const spt_share *share, float *parameters, float *gradients, uint64_t seed, spt_optimizer **optimizer_p);
+/* The masters, `parameters`, have a layout of their own: only those of this share are there, element i of tensor t at offset[t] + i. Borrowed. Local. */
+void spt_optimizer_place_masters(spt_optimizer *optimizer, const spt_layout *masters);
 void spt_optimizer_close(spt_optimizer **optimizer_p);
 /* The pieces of state this rank holds, ascending by (tensor, kind); owned by the optimizer. */
 const spt_state_piece *spt_optimizer_state(const spt_optimizer *optimizer, int *count_p);

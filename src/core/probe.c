@@ -75,10 +75,10 @@ static spt_status hand_out(spt_model *model, int layer, int64_t count, const int
   spt_layer_tensors tensors;
   spt_params_layer(model->params, layer, &tensors);
   for (int g = 0; g < GROUPS; g++) h[g] = inputs + spt_probe_offset(config, count, layer, first[g]);
-  SPT_TRY(model->backend->ops->download(model->backend, gain, model_parameter(model, tensors.attention_norm), gain_bytes));
+  SPT_TRY(model->backend->ops->download(model->backend, gain, model_gain(model, tensors.attention_norm), gain_bytes));
   for (int64_t i = 0; i < count; i++)
     SPT_TRY(normalised(model, model_at(model, model->x[layer]), positions[i], gain, h[GROUP_QKV] + i * config->hidden));
-  SPT_TRY(model->backend->ops->download(model->backend, gain, model_parameter(model, tensors.ffn_norm), gain_bytes));
+  SPT_TRY(model->backend->ops->download(model->backend, gain, model_gain(model, tensors.ffn_norm), gain_bytes));
   for (int64_t i = 0; i < count; i++) {
     SPT_TRY(normalised(model, model_at(model, kept->x_middle), positions[i], gain, h[GROUP_GATE_UP] + i * config->hidden));
     SPT_TRY(fetch(model, model_at(model, kept->o), positions[i] * config->hidden, config->hidden, model->backend->act,

@@ -35,10 +35,15 @@ size_t spt_slab_reserve(spt_slab *slab, size_t bytes) {
       slab->zones = zones;
       slab->zone_capacity = capacity;
     }
-    slab->zones[slab->zone_count++] = slab->bytes;
+    slab->zones[slab->zone_count++] = offset + bytes; // where the piece ends, what alignment leaves behind it included
     slab->bytes += ZONE_BYTES;
   }
   return offset;
+}
+
+/* Whoever touches a zone faults there and then. */
+static bool is_guarded(const spt_slab *slab) {
+  return slab->backend && slab->backend->ops->guard;
 }
 
 spt_status spt_slab_allocate(spt_slab *slab, spt_backend *backend) {
@@ -64,6 +69,10 @@ spt_status spt_slab_allocate(spt_slab *slab, spt_backend *backend) {
     else
       memcpy(slab->base + slab->zones[i], zone, sizeof zone);
   }
+  if (!is_guarded(slab) || slab->zone_count == 0) return SPT_OK;
+  SPT_TRY(backend->ops->synchronize(backend));
+  for (size_t i = 0; i < slab->zone_count; i++) // up to the next piece
+    backend->ops->guard(backend, slab->base + slab->zones[i], align_up(slab->zones[i]) + ZONE_BYTES - slab->zones[i], false);
   return SPT_OK;
 }
 
@@ -74,7 +83,7 @@ void *spt_slab_at(const spt_slab *slab, size_t offset) {
 spt_status spt_slab_check(const spt_slab *slab) {
   unsigned char zone[64], found[64];
   memset(zone, zone_byte, sizeof zone);
-  for (size_t i = 0; slab->base && i < slab->zone_count; i++) {
+  for (size_t i = 0; slab->base && !is_guarded(slab) && i < slab->zone_count; i++) {
     const unsigned char *at = slab->base + slab->zones[i];
     if (slab->backend && !slab->backend->host_memory) {
       SPT_TRY(slab->backend->ops->download(slab->backend, found, at, sizeof found));

@@ -26,7 +26,7 @@ size_t spt_slab_reserve(spt_slab *slab, size_t bytes);
  * kind and the size. */
 spt_status spt_slab_allocate(spt_slab *slab, struct spt_backend *backend);
 void *spt_slab_at(const spt_slab *slab, size_t offset);
-/* SPT_ERR_RESOURCE when a red zone was overwritten (names the kind and offset). */
+/* SPT_ERR_RESOURCE when a red zone was overwritten (names the kind and offset). Looks at nothing where the backend guards zones. */
 spt_status spt_slab_check(const spt_slab *slab);
 /* Frees; the slab may be used again after init. Takes never-allocated slabs. */
 void spt_slab_fini(spt_slab *slab);

@@ -14,7 +14,7 @@ typedef struct spt_request spt_request; /* opaque; owned by the communicator, re
 typedef enum { SPT_COLLECTIVE_ALL_REDUCE, SPT_COLLECTIVE_REDUCE_SCATTER, SPT_COLLECTIVE_ALL_GATHER, SPT_COLLECTIVE_EXCHANGE, SPT_COLLECTIVE_KINDS } spt_collective;
 typedef struct spt_comm_counter {
   int64_t messages;
-  int64_t bytes; /* all-reduce: count·4; reduce-scatter, all-gather: whole bucket·4; exchange: that of a sender, of others 0 */
+  int64_t bytes; /* all-reduce: count·4; reduce-scatter, all-gather: the whole bucket's; exchange: that of a sender, of others 0 */
 } spt_comm_counter;
 
 typedef enum { SPT_REDUCE_SUM, SPT_REDUCE_MAX, SPT_REDUCE_MIN } spt_reduce_op;
@@ -27,7 +27,8 @@ typedef struct spt_comm_ops {
   spt_status (*all_reduce_start)(spt_comm *comm, float *buffer, int64_t count, spt_request **request_p);
   /* Afterwards the own run of `buffer` holds the sum; other runs are unspecified. */
   spt_status (*reduce_scatter_start)(spt_comm *comm, float *buffer, const int64_t *cuts, spt_request **request_p);
-  spt_status (*all_gather_start)(spt_comm *comm, float *buffer, const int64_t *cuts, spt_request **request_p);
+  /* Every run of `buffer` becomes that of its rank. element: bytes of an element, 4 or 2 (bf16); cuts count elements. */
+  spt_status (*all_gather_start)(spt_comm *comm, void *buffer, size_t element, const int64_t *cuts, spt_request **request_p);
   /* Each sender's run p goes to rank p. senders: [size], the same on every rank; buffer NULL on ranks that do not send. received_p: the
    * own run of each sender, in the order of their ranks, one after another; apart from the buffer. */
   spt_status (*exchange_start)(spt_comm *comm, const float *buffer, const int64_t *cuts, const bool *senders, float *received_p,

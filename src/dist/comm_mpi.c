@@ -89,11 +89,12 @@ static spt_status pool_take(mpi_comm *comm, spt_request **request_p) {
   return SPT_OK;
 }
 
-static void pool_started(mpi_comm *comm, spt_request *request, spt_collective kind, int64_t elements) {
+static void pool_started(mpi_comm *comm, spt_request *request, spt_collective kind, int64_t elements,
+                         size_t element) {
   request->busy = true;
   comm->pending++;
   comm->base.counters[kind].messages++;
-  comm->base.counters[kind].bytes += elements * (int64_t)sizeof(float);
+  comm->base.counters[kind].bytes += elements * (int64_t)element;
 }
 
 static void request_finish(mpi_comm *comm, spt_request *request) {
@@ -125,7 +126,7 @@ static spt_status mpi_all_reduce_start(spt_comm *base, float *buffer, int64_t co
   SPT_TRY(pool_take(comm, &request));
   MPI_TRY(MPI_Iallreduce, MPI_IN_PLACE, buffer, (int)count, MPI_FLOAT, MPI_SUM, comm->bulk,
           &comm->handles[request->slot]);
-  pool_started(comm, request, SPT_COLLECTIVE_ALL_REDUCE, count);
+  pool_started(comm, request, SPT_COLLECTIVE_ALL_REDUCE, count, sizeof(float));
   *request_p = request;
   return SPT_OK;
 }
@@ -168,21 +169,23 @@ static spt_status mpi_reduce_scatter_start(spt_comm *base, float *buffer, const 
   // Not MPI_IN_PLACE: that puts the own run at the start of the buffer.
   MPI_TRY(MPI_Ireduce_scatter, buffer, request->staging, request->counts, MPI_FLOAT, MPI_SUM, comm->bulk,
           &comm->handles[request->slot]);
-  pool_started(comm, request, SPT_COLLECTIVE_REDUCE_SCATTER, cuts[base->size] - cuts[0]);
+  pool_started(comm, request, SPT_COLLECTIVE_REDUCE_SCATTER, cuts[base->size] - cuts[0], sizeof(float));
   *request_p = request;
   return SPT_OK;
 }
 
-static spt_status mpi_all_gather_start(spt_comm *base, float *buffer, const int64_t *cuts, spt_request **request_p) {
+static spt_status mpi_all_gather_start(spt_comm *base, void *buffer, size_t element, const int64_t *cuts,
+                                       spt_request **request_p) {
   mpi_comm *comm = (mpi_comm *)base;
   spt_request *request;
   *request_p = NULL;
   if (base->size == 1) return SPT_OK;
   SPT_TRY(pool_take(comm, &request));
   SPT_TRY(request_runs(base, request, cuts, "all-gather"));
-  MPI_TRY(MPI_Iallgatherv, MPI_IN_PLACE, 0, MPI_FLOAT, buffer, request->counts, request->displs, MPI_FLOAT, comm->bulk,
+  const MPI_Datatype type = element == sizeof(float) ? MPI_FLOAT : MPI_UINT16_T;
+  MPI_TRY(MPI_Iallgatherv, MPI_IN_PLACE, 0, type, buffer, request->counts, request->displs, type, comm->bulk,
           &comm->handles[request->slot]);
-  pool_started(comm, request, SPT_COLLECTIVE_ALL_GATHER, cuts[base->size] - cuts[0]);
+  pool_started(comm, request, SPT_COLLECTIVE_ALL_GATHER, cuts[base->size] - cuts[0], element);
   *request_p = request;
   return SPT_OK;
 }
@@ -209,7 +212,7 @@ static spt_status mpi_exchange_start(spt_comm *base, const float *buffer, const 
   SPT_TRY(check_count(received, "exchange"));
   MPI_TRY(MPI_Ialltoallv, buffer, request->counts, request->displs, MPI_FLOAT, received_p, request->counts + size,
           request->displs + size, MPI_FLOAT, comm->bulk, &comm->handles[request->slot]);
-  pool_started(comm, request, SPT_COLLECTIVE_EXCHANGE, senders[base->rank] ? cuts[size] - cuts[0] : 0);
+  pool_started(comm, request, SPT_COLLECTIVE_EXCHANGE, senders[base->rank] ? cuts[size] - cuts[0] : 0, sizeof(float));
   *request_p = request;
   return SPT_OK;
 }

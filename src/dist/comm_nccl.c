@@ -95,11 +95,11 @@ static spt_status begin(nccl_comm *comm, spt_request **request_p) {
   return SPT_OK;
 }
 
-static spt_status end(nccl_comm *comm, spt_request *request, spt_collective kind, int64_t elements) {
+static spt_status end(nccl_comm *comm, spt_request *request, spt_collective kind, int64_t elements, size_t element) {
   CUDA_TRY(cudaEventRecord(request->done, comm->bulk));
   request->busy = true;
   comm->base.counters[kind].messages++;
-  comm->base.counters[kind].bytes += elements * (int64_t)sizeof(float);
+  comm->base.counters[kind].bytes += elements * (int64_t)element;
   return SPT_OK;
 }
 
@@ -111,21 +111,22 @@ static spt_status all_reduce_start(spt_comm *base, float *buffer, int64_t count,
   *request_p = NULL;
   SPT_TRY(begin(comm, &request));
   NCCL_TRY(comm, "ncclAllReduce", comm->call.all_reduce(buffer, buffer, (size_t)count, ncclFloat32, ncclSum, comm->nccl, comm->bulk));
-  SPT_TRY(end(comm, request, SPT_COLLECTIVE_ALL_REDUCE, count));
+  SPT_TRY(end(comm, request, SPT_COLLECTIVE_ALL_REDUCE, count, sizeof(float)));
   *request_p = request;
   return SPT_OK;
 }
 
 /* One operation a run, all in one group: unequal runs need no padding. */
-static spt_status each_run(nccl_comm *comm, float *buffer, const int64_t *cuts, bool reduce) {
+static spt_status each_run(nccl_comm *comm, void *buffer, size_t element, const int64_t *cuts, bool reduce) {
+  const ncclDataType_t type = element == sizeof(float) ? ncclFloat32 : ncclBfloat16;
   NCCL_TRY(comm, "ncclGroupStart", comm->call.group_start());
   ncclResult_t result = ncclSuccess;
   for (int p = 0; p < comm->base.size && result == ncclSuccess; p++) {
-    float *run = buffer + (cuts[p] - cuts[0]);
+    unsigned char *run = (unsigned char *)buffer + (size_t)(cuts[p] - cuts[0]) * element;
     const size_t count = (size_t)(cuts[p + 1] - cuts[p]);
     if (count == 0) continue;
-    result = reduce ? comm->call.reduce(run, run, count, ncclFloat32, ncclSum, p, comm->nccl, comm->bulk)
-                    : comm->call.broadcast(run, run, count, ncclFloat32, p, comm->nccl, comm->bulk);
+    result = reduce ? comm->call.reduce(run, run, count, type, ncclSum, p, comm->nccl, comm->bulk)
+                    : comm->call.broadcast(run, run, count, type, p, comm->nccl, comm->bulk);
   }
   const ncclResult_t ended = comm->call.group_end();
   NCCL_TRY(comm, reduce ? "ncclReduce" : "ncclBroadcast", result);
@@ -133,21 +134,21 @@ static spt_status each_run(nccl_comm *comm, float *buffer, const int64_t *cuts, 
   return SPT_OK;
 }
 
-static spt_status runs_start(spt_comm *base, float *buffer, const int64_t *cuts, spt_collective kind, spt_request **request_p) {
+static spt_status runs_start(spt_comm *base, void *buffer, size_t element, const int64_t *cuts, spt_collective kind, spt_request **request_p) {
   nccl_comm *comm = (nccl_comm *)base;
   spt_request *request;
   *request_p = NULL;
   SPT_TRY(begin(comm, &request));
-  SPT_TRY(each_run(comm, buffer, cuts, kind == SPT_COLLECTIVE_REDUCE_SCATTER));
-  SPT_TRY(end(comm, request, kind, cuts[base->size] - cuts[0]));
+  SPT_TRY(each_run(comm, buffer, element, cuts, kind == SPT_COLLECTIVE_REDUCE_SCATTER));
+  SPT_TRY(end(comm, request, kind, cuts[base->size] - cuts[0], element));
   *request_p = request;
   return SPT_OK;
 }
 static spt_status reduce_scatter_start(spt_comm *base, float *buffer, const int64_t *cuts, spt_request **request_p) {
-  return runs_start(base, buffer, cuts, SPT_COLLECTIVE_REDUCE_SCATTER, request_p);
+  return runs_start(base, buffer, sizeof *buffer, cuts, SPT_COLLECTIVE_REDUCE_SCATTER, request_p);
 }
-static spt_status all_gather_start(spt_comm *base, float *buffer, const int64_t *cuts, spt_request **request_p) {
-  return runs_start(base, buffer, cuts, SPT_COLLECTIVE_ALL_GATHER, request_p);
+static spt_status all_gather_start(spt_comm *base, void *buffer, size_t element, const int64_t *cuts, spt_request **request_p) {
+  return runs_start(base, buffer, element, cuts, SPT_COLLECTIVE_ALL_GATHER, request_p);
 }
 
 static spt_status exchange_start(spt_comm *base, const float *buffer, const int64_t *cuts, const bool *senders, float *received_p,

@@ -10,6 +10,7 @@ struct spt_data_parallel {
   bool overlap;
   float *parameters, *gradients; /* not owned */
   spt_tree_reduction *tree;      /* not owned; NULL but for the tree */
+  spt_gathered_copies copies;    /* values NULL: parameters are all there, and are gathered themselves */
   int a_bucket;                  /* reductions of a bucket */
   spt_request **requests;        /* [bucket_count·a_bucket] */
   int posted;                    /* buckets whose reductions are started in this step */
@@ -33,7 +34,7 @@ static spt_status open_reduction(spt_comm *comm, const spt_shard_plan *plan, spt
                     comm->size);
   const int a_bucket = tree ? spt_tree_reduction_exchanges_of(tree) : 1;
   spt_data_parallel *dp = calloc(1, sizeof *dp);
-  spt_request **requests = calloc((size_t)(plan->bucket_count * (a_bucket > 1 ? a_bucket : 1)) + 1, sizeof *requests);
+  spt_request **requests = calloc((size_t)(plan->bucket_count * (a_bucket > 1 ? a_bucket : 1)) + 1, sizeof *requests); // + 1: the gains
   if (!dp || !requests) {
     free(dp);
     free(requests);
@@ -132,11 +133,50 @@ spt_status spt_data_parallel_reduce_finish(spt_data_parallel *dp) {
   return SPT_OK;
 }
 
+void spt_data_parallel_gather_copies(spt_data_parallel *dp, const spt_gathered_copies *copies) {
+  dp->copies = *copies;
+}
+
+/* Gains lie anywhere among the runs. They are few: each rank puts its own among zeros, and a sum, exact, makes them all. */
+static spt_status gather_gains(spt_data_parallel *dp, spt_request **request_p) {
+  spt_backend *backend = dp->copies.backend;
+  const spt_master_shards *shards = dp->copies.shards;
+  const spt_share *share = &dp->plan->shares[dp->comm->rank];
+  SPT_TRY(backend->ops->zero(backend, dp->copies.gains, (size_t)shards->gain_elements * sizeof(float)));
+  for (int i = 0; i < share->slice_count; i++) {
+    const spt_slice *slice = &share->slices[i];
+    const int64_t at = shards->gain_offset[slice->tensor];
+    if (at < 0) continue;
+    SPT_TRY(backend->ops->add(backend, slice->end - slice->begin,
+                              dp->parameters + (shards->masters.offset[slice->tensor] + slice->begin), NULL,
+                              dp->copies.gains + at + slice->begin));
+  }
+  return dp->comm->ops->all_reduce_start(dp->comm, dp->copies.gains, shards->gain_elements, request_p);
+}
+
+/* Every bucket's own run is rounded into its place among the copies, and goes from there to the others. */
+static spt_status gather_copies(spt_data_parallel *dp) {
+  spt_backend *backend = dp->copies.backend;
+  const spt_master_shards *shards = dp->copies.shards;
+  const int count = dp->plan->bucket_count;
+  uint16_t *values = dp->copies.values;
+  for (int i = 0; i < count; i++) {
+    const spt_bucket *bucket = &dp->plan->buckets[i];
+    for (int j = shards->first_piece[i]; j < shards->first_piece[i + 1]; j++) {
+      const spt_master_piece *piece = &shards->pieces[j];
+      SPT_TRY(backend->ops->round_bf16(backend, piece->count, dp->parameters + piece->from, values + piece->at));
+    }
+    SPT_TRY(dp->comm->ops->all_gather_start(dp->comm, values + bucket->begin, sizeof *values, bucket->cuts, &dp->requests[i]));
+  }
+  SPT_TRY(gather_gains(dp, &dp->requests[count]));
+  return wait_all(dp, count + 1);
+}
+
 static spt_status gather(spt_data_parallel *dp, float *slab) {
   if (dp->comm->size == 1) return SPT_OK;
   for (int i = 0; i < dp->plan->bucket_count; i++) {
     const spt_bucket *bucket = &dp->plan->buckets[i];
-    SPT_TRY(dp->comm->ops->all_gather_start(dp->comm, slab + bucket->begin, bucket->cuts, &dp->requests[i]));
+    SPT_TRY(dp->comm->ops->all_gather_start(dp->comm, slab + bucket->begin, sizeof *slab, bucket->cuts, &dp->requests[i]));
   }
   return wait_all(dp, dp->plan->bucket_count);
 }
@@ -144,7 +184,7 @@ static spt_status gather(spt_data_parallel *dp, float *slab) {
 spt_status spt_data_parallel_gather(spt_data_parallel *dp) {
   if (dp->comm->size == 1) return SPT_OK;
   const double begin = now();
-  SPT_TRY(gather(dp, dp->parameters));
+  SPT_TRY(dp->copies.values ? gather_copies(dp) : gather(dp, dp->parameters));
   dp->last.gather_seconds = now() - begin;
   return SPT_OK;
 }

@@ -4,6 +4,7 @@
 
 #include "comm.h"
 #include "core/model.h"
+#include "master_shards.h"
 #include "shard_plan.h"
 #include "tree_reduction.h"
 
@@ -25,11 +26,20 @@ void spt_data_parallel_close(spt_data_parallel **dp_p);
 /* The same with reduction = "tree", over a tree of its own, borrowed: call spt_tree_reduction_keep after each micro-batch but the last. */
 spt_status spt_data_parallel_open_tree(spt_comm *comm, const spt_shard_plan *plan, spt_tree_reduction *tree, bool overlap, float *parameters,
                                        float *gradients, spt_data_parallel **dp_p);
+/* Masters that lie at their owners alone (master_shards.h): `parameters` are this rank's, and a gather fills the copies of all. Borrowed. Before the first
+ * gather. */
+typedef struct spt_gathered_copies {
+  spt_backend *backend;
+  const spt_master_shards *shards;
+  void *values; /* bf16, in the plan's layout */
+  float *gains; /* [shards->gain_elements] */
+} spt_gathered_copies;
+void spt_data_parallel_gather_copies(spt_data_parallel *dp, const spt_gathered_copies *copies);
 /* Hooks for the backward pass of the step's last micro-batch: starts each bucket as soon as its stage is ready. */
 spt_backward_hooks spt_data_parallel_hooks(spt_data_parallel *dp);
 /* Starts what was not started and waits for all: afterwards the gradients this rank owns (all-reduce: all gradients) are summed over ranks. Collective. */
 spt_status spt_data_parallel_reduce_finish(spt_data_parallel *dp);
-/* Every rank receives the owners' parameters. Collective. */
+/* Every rank receives the owners' parameters, or their copies: masters rounded to bf16, and gains as they are. Collective. */
 spt_status spt_data_parallel_gather(spt_data_parallel *dp);
 /* The same with what the owners have in the gradient slab, once its gradients are used up. Collective. */
 spt_status spt_data_parallel_gather_gradients(spt_data_parallel *dp);

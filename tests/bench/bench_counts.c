@@ -34,7 +34,7 @@ static double pass_bytes(const spt_config *config, spt_dtype act) {
   for (int backward = 0; backward < 2; backward++) {
     for (int i = 0; i < BENCH_GROUPS; i++) layer += spt_cost_group(&groups[i], N, act, NULL, backward).bytes;
     layer += spt_cost_attention(&attention, act, backward).bytes;
-    rest += spt_cost_embedding(N, model->hidden, backward).bytes;
+    rest += spt_cost_embedding(N, model->hidden, SPT_F32, backward).bytes;
   }
   return (double)model->layers * layer + rest;
 }

@@ -71,7 +71,8 @@ static void bench_group(bench *b, const char *name, const spt_group_desc *desc) 
   const int64_t N = b->tokens, n = desc->in_dim, out = spt_group_out(desc), rank = spt_group_rank(desc);
   const bool norm = desc->prologue == SPT_PROLOGUE_RMSNORM, residual = desc->epilogue == SPT_EPILOGUE_RESIDUAL;
   const int64_t in = desc->prologue == SPT_PROLOGUE_SWIGLU ? 2 * n : n;
-  spt_group_tensors masters = {0}, gradients = {0};
+  spt_group_sources masters = {.dtype = SPT_F32};
+  spt_group_tensors gradients = {0};
   double products = 0.0;
   for (int j = 0; j < desc->count; j++) {
     const int64_t r = desc->factor_rank[j], a = desc->out_dim[j] * (r > 0 ? r : n);
@@ -183,7 +184,7 @@ static void bench_head(bench *b) {
   void *weights;
   const float *w = memory(b, V * n, SPT_F32);
   must(b->backend->ops->alloc(b->backend, b->backend->ops->head_packed_bytes(b->backend, V, n), &weights));
-  must(b->backend->ops->head_pack(b->backend, V, n, w, weights));
+  must(b->backend->ops->head_pack(b->backend, V, n, w, SPT_F32, weights));
   int32_t *targets = memory(b, N, SPT_F32);
   for (int64_t i = 0; i < N; i++) targets[i] = (int32_t)(i * 7919 % V);
   spt_head_loss_args args = {.tokens = N,

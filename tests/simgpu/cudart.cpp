@@ -129,9 +129,16 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpy
   return cudaSuccess;
 }
 cudaError_t cudaMemsetAsync(void *pointer, int value, size_t bytes, cudaStream_t s) {
-  check_device(pointer, bytes, "cudaMemsetAsync");
+  {
+    const spanning whole(pointer, bytes);
+    check_device(pointer, bytes, "cudaMemsetAsync");
+  }
   stream *on = of(s, "cudaMemsetAsync");
-  if (bytes) stream_push(on, "set", [=] { memset(pointer, value, bytes); });
+  if (bytes)
+    stream_push(on, "set", [=] {
+      const spanning whole(pointer, bytes);
+      memset(pointer, value, bytes);
+    });
   return cudaSuccess;
 }
 

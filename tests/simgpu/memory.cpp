@@ -2,6 +2,7 @@
  * outside live allocations, so that a kernel's access beside them is caught where it happens. */
 #include "simgpu.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
@@ -27,6 +28,7 @@ struct range {
   size_t used = 0, live = 0;             // bytes: of the range, ever; allocated now
   std::map<unsigned char *, size_t> allocations;
   std::map<unsigned char *, size_t> pinned;
+  std::map<unsigned char *, size_t> gaps; // by their first byte
   int open = 0;                          // device_access objects
 };
 range memory;
@@ -124,6 +126,7 @@ void device_free(void *pointer) {
     if (memory.allocations.empty()) memory.used = 0;
     return;
   }
+  memory.gaps.erase(memory.gaps.lower_bound(it->first), memory.gaps.lower_bound(it->first + it->second));
   ASAN_POISON_MEMORY_REGION(it->first, it->second);
   const size_t pages = (it->second + 4095) / 4096 * 4096;
   if (pages && (madvise(it->first, pages, MADV_DONTNEED) != 0 || mprotect(it->first, pages, PROT_NONE) != 0))
@@ -165,6 +168,31 @@ void permit(const void *pointer, size_t bytes) {
   ASAN_UNPOISON_MEMORY_REGION(pointer, bytes);
 }
 
+void forbid_gap(const void *pointer, size_t bytes) {
+  forbid(pointer, bytes);
+  memory.gaps[const_cast<unsigned char *>(static_cast<const unsigned char *>(pointer))] = bytes;
+}
+
+namespace {
+/* visit(pointer, bytes) of the part of each gap that lies in the range. */
+template <class Visit> void each_gap(unsigned char *begin, unsigned char *end, Visit visit) {
+  auto it = memory.gaps.lower_bound(begin);
+  if (it != memory.gaps.begin()) --it;
+  for (; it != memory.gaps.end() && it->first < end; ++it) {
+    unsigned char *from = std::max(it->first, begin), *to = std::min(it->first + it->second, end);
+    if (from < to) visit(from, (size_t)(to - from));
+  }
+}
+} // namespace
+
+spanning::spanning(const void *pointer, size_t bytes)
+    : begin(const_cast<unsigned char *>(static_cast<const unsigned char *>(pointer))), end(begin + bytes) {
+  each_gap(begin, end, [](unsigned char *at, size_t part) { ASAN_UNPOISON_MEMORY_REGION(at, part); });
+}
+spanning::~spanning() {
+  each_gap(begin, end, [](unsigned char *at, size_t part) { ASAN_POISON_MEMORY_REGION(at, part); });
+}
+
 void *pinned_allocate(size_t bytes) {
   auto *at = static_cast<unsigned char *>(malloc(bytes ? bytes : 1));
   if (at) memset(at, 0xff, bytes);
@@ -184,3 +212,12 @@ bool is_pinned(const void *pointer, size_t bytes) {
 }
 
 } // namespace simgpu
+
+/* What the CUDA backend tells of its red zones. */
+extern "C" void simgpu_guard(void *memory, size_t bytes, bool gap) {
+  if (simgpu::counting_only) return;
+  if (gap)
+    simgpu::forbid_gap(memory, bytes);
+  else
+    simgpu::forbid(memory, bytes);
+}

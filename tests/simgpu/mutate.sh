@@ -1,5 +1,6 @@
 #!/bin/sh
 # mutate.sh [-s SETUP] -b BUILD -t TEST FILE...: does the test notice each missing barrier and each missing wait?
+# mutate.sh all: that for the whole CUDA backend and the NCCL communicator, with the tests that are there for them.
 #
 # In a copy of the source tree each __syncthreads(), __syncwarp(), spt_cp_async_wait<…>(), cudaStreamWaitEvent(…), cudaEventSynchronize(…) and cudaEventQuery(…) of the FILEs (.cu, .cuh, .c, .cpp;
 # paths from the source root) gets a number, and is left out when the environment's SPT_MUTANT is that number. So one build serves all mutants:
@@ -7,6 +8,25 @@
 # MUTATE_SECONDS (600). One line a mutant, then a summary. Exit 0 when at least 95 % are killed, 1 when fewer, 2 when the tree as it is does not pass.
 #   tests/simgpu/mutate.sh -b 'ninja -C build tests/simgpu/test_attention_cuda_sim' -t build/tests/simgpu/test_attention_cuda_sim kernels/attention.cu
 set -eu
+
+if [ "${1:-}" = all ]; then
+    here=build/tests/simgpu run='sh tests/mpi_run.sh' failed=0
+    # each BUILT-TESTS TEST FILE...
+    each() {
+        built=$1 judge=$2
+        shift 2
+        sh "$0" -b "ninja -C build $built" -t "$judge" "$@" || failed=1
+    }
+    export ASAN_OPTIONS="${ASAN_OPTIONS:-detect_leaks=0}"
+    each tests/simgpu/test_attention_cuda_sim $here/test_attention_cuda_sim kernels/attention.cu kernels/attention_tile.cuh
+    each 'tests/simgpu/test_ops_head_cuda_sim tests/simgpu/test_ops_optimizer_cuda_sim tests/simgpu/test_ops_group_cuda_sim' \
+        "$here/test_ops_head_cuda_sim && $here/test_ops_optimizer_cuda_sim && $here/test_ops_group_cuda_sim" \
+        kernels/cross_entropy.cu kernels/embedding.cu kernels/factor.cu kernels/rmsnorm.cu kernels/rope.cu kernels/swiglu.cu kernels/vector.cu \
+        kernels/vector_access.cuh
+    each 'tests/simgpu/test_backend_cuda tests/simgpu/test_comm_nccl' \
+        "$here/test_backend_cuda && $run 2 $here/test_comm_nccl && $run 3 $here/test_comm_nccl" kernels/backend_cuda.c src/dist/comm_nccl.c
+    exit $failed
+fi
 
 setup='meson setup build' build='' test=''
 while getopts s:b:t: option; do
@@ -19,7 +39,7 @@ while getopts s:b:t: option; do
 done
 shift $((OPTIND - 1))
 if [ -z "$build" ] || [ -z "$test" ] || [ $# -eq 0 ]; then
-    sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+    sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
     exit 2
 fi
 root=$(cd "$(dirname "$0")/../.." && pwd)

@@ -190,8 +190,11 @@ void call::start(part &p) {
   extents(o, comm->rank, comm->size, &read, &write);
   p.send.resize(read ? read : 1);
   p.receive.resize(std::max(write, (size_t)1));
-  if (read) memcpy(p.send.data(), p.from, read);
-  if (write) memset(p.to, 0xff, write); // under way: NaN
+  {
+    const spanning source(p.from, read), target(p.to, write);
+    if (read) memcpy(p.send.data(), p.from, read);
+    if (write) memset(p.to, 0xff, write); // under way: NaN
+  }
   const int count = (int)o.count, bytes = (int)((size_t)o.count * size_of(o.type));
   MPI_Request request = MPI_REQUEST_NULL;
   void *const in = p.send.data(), *const out = p.receive.data();
@@ -212,6 +215,7 @@ void call::start(part &p) {
 void call::finish(part &p) {
   size_t read, write;
   extents(p.what, comm->rank, comm->size, &read, &write);
+  const spanning target(p.to, write);
   if (write) memcpy(p.to, p.receive.data(), write);
 }
 
@@ -255,8 +259,11 @@ ncclResult_t put(const char *name, ncclComm *comm, cudaStream_t s, const operati
   size_t read, write;
   extents(o, comm->rank, comm->size, &read, &write);
   if (std::max(read, write) > INT_MAX) fault("%s: more than 2 GiB at once are not simulated", name);
-  check_device(read ? from : nullptr, read, name);
-  check_device(write ? to : nullptr, write, name);
+  {
+    const spanning source(from, read), target(to, write);
+    check_device(read ? from : nullptr, read, name);
+    check_device(write ? to : nullptr, write, name);
+  }
   if (o.count == 0) return ncclSuccess;
   if (group.depth == 0) {
     auto c = std::make_shared<call>();

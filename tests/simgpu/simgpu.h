@@ -34,6 +34,18 @@ size_t device_total_bytes();
 /* Red zones inside an allocation, between the tensors of a slab: no kernel may touch them. */
 void forbid(const void *pointer, size_t bytes);
 void permit(const void *pointer, size_t bytes);
+/* A red zone that cudaMemsetAsync and NCCL may pass over, as they take a slab of many tensors at once; all else as forbid. */
+void forbid_gap(const void *pointer, size_t bytes);
+/* While it lives, the gaps within [pointer, pointer + bytes) may be touched. */
+struct spanning {
+  spanning(const void *pointer, size_t bytes);
+  ~spanning();
+  spanning(const spanning &) = delete;
+  spanning &operator=(const spanning &) = delete;
+
+private:
+  unsigned char *begin, *end;
+};
 /* Host memory that the device may copy asynchronously. */
 void *pinned_allocate(size_t bytes);
 void pinned_free(void *pointer);

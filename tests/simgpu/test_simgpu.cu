@@ -191,6 +191,22 @@ static void wrong_zone(world &w) { // between two tensors of a slab
   must(spt_launch(write_at, dim3(1), dim3(32), 0, w.stream, w.out, 64));
   must(cudaStreamSynchronize(w.stream));
 }
+static void right_gap(world &w) { // set as a whole
+  simgpu::forbid_gap(w.out + 61, 16);
+  must(cudaMemsetAsync(w.out, 0, N * sizeof(float), w.stream));
+  must(spt_launch(write_at, dim3(1), dim3(32), 0, w.stream, w.out, 60));
+  must(spt_launch(write_at, dim3(1), dim3(32), 0, w.stream, w.out, 77));
+  must(cudaStreamSynchronize(w.stream));
+}
+static void wrong_gap(world &w) { // and no kernel's for all that
+  right_gap(w);
+  must(spt_launch(write_at, dim3(1), dim3(32), 0, w.stream, w.out, 61));
+  must(cudaStreamSynchronize(w.stream));
+}
+static void wrong_gap_copy(world &w) {
+  simgpu::forbid_gap(w.out + 61, 16);
+  must(cudaMemcpyAsync(w.host, w.out, 62 * sizeof(float), cudaMemcpyDeviceToHost, w.stream));
+}
 static void wrong_freed(world &w) {
   must(cudaFree(w.out));
   must(spt_launch(write_at, dim3(1), dim3(32), 0, w.stream, w.out, 0));
@@ -245,6 +261,9 @@ static const test_case cases[] = {
     {"out-of-bounds read", wrong_read, "use-after-poison"},
     {"out-of-bounds write", wrong_write, "use-after-poison"},
     {"write between tensors", wrong_zone, "use-after-poison"},
+    {"a slab set over its gaps", right_gap, nullptr},
+    {"write into a gap", wrong_gap, "use-after-poison"},
+    {"copy into a gap", wrong_gap_copy, "touches a red zone"},
     {"write to freed memory", wrong_freed, "use-after-poison"},
     {"out of a shared array", wrong_shared, "use-after-poison"},
     {"shared memory that nobody wrote", wrong_unwritten, "wrong result"},

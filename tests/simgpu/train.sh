@@ -73,6 +73,7 @@ note "the CPU's runs"
     on_cpu cpu-adamw --set optimizer.method=adamw --set optimizer.lr=0.003
     on_cpu cpu-bf16 --set device.precision=bf16
     on_cpu cpu-guided $guided
+    on_cpu cpu-bf16-adamw --set device.precision=bf16 --set optimizer.method=adamw --set optimizer.lr=0.003
 }
 note "low-rank"
 like cpu 1e-5 1 low-1
@@ -82,7 +83,13 @@ like cpu 1e-5 4 low-4
 like cpu 1e-5 4 low-4-scatter-recompute --set dist.reduction=reduce-scatter --set model.recompute=true
 like cpu 1e-5 2 low-2-late --set dist.overlap=false
 like cpu-adamw 1e-5 2 adamw-2 --set optimizer.method=adamw --set optimizer.lr=0.003
+note "bf16: from two ranks on masters are their owners' alone, and the model reads gathered copies; audits compare these"
+like cpu-bf16 5e-3 1 bf16-1 --set device.precision=bf16
 like cpu-bf16 5e-3 2 bf16-2 --set device.precision=bf16
+like cpu-bf16 5e-3 4 bf16-4-scatter-recompute --set device.precision=bf16 --set dist.reduction=reduce-scatter --set model.recompute=true --set dist.audit_every=1 --set metrics.spectral_every=2
+! grep WARNING log || fail "a bound of the telemetry does not hold"
+like cpu-bf16-adamw 5e-3 2 bf16-adamw-2 --set device.precision=bf16 --set optimizer.method=adamw --set optimizer.lr=0.003 --set dist.audit_every=3 --set metrics.spectral_every=5
+! grep WARNING log || fail "a bound of the telemetry does not hold"
 note "guided until step 6"
 # shellcheck disable=SC2086
 like cpu-guided 1e-5 2 guided-2 $guided
@@ -101,6 +108,16 @@ tail -n 5 cpu/metrics.jsonl >five && mkdir -p five-cpu && mv five five-cpu/metri
 same_losses five-cpu from-cpu 1e-5
 on_cpu from-gpu --resume=low-4/checkpoints/step-00000005.h5
 same_losses five-cpu from-gpu 1e-5
+tail -n 5 cpu-bf16/metrics.jsonl >five && mkdir -p five-bf16 && mv five five-bf16/metrics.jsonl
+on_gpu 2 from-cpu-bf16 --resume=cpu-bf16/checkpoints/step-00000005.h5 --set device.precision=bf16
+same_losses five-bf16 from-cpu-bf16 5e-3
+on_cpu from-gpu-bf16 --resume=bf16-2/checkpoints/step-00000005.h5 --set device.precision=bf16
+same_losses five-bf16 from-gpu-bf16 5e-3
+on_gpu 2 again-bf16 --resume=bf16-2/checkpoints/step-00000005.h5 --set device.precision=bf16
+"$compare" bf16-2/$last again-bf16/$last 0 || fail "a resume in bf16 is not the undisturbed run"
+on_cpu branch-cpu --init-from=cpu-bf16/$last --set device.precision=bf16 --set schedule.steps=3
+on_gpu 2 branch-gpu --init-from=cpu-bf16/$last --set device.precision=bf16 --set schedule.steps=3
+same_losses branch-cpu branch-gpu 5e-3
 
 note "telemetry on two simulated GPUs: against an SVD, and as on the CPU"
 for mode in "spectron" "adamw --set optimizer.lr=0.003"; do
@@ -120,17 +137,30 @@ for mode in "spectron" "adamw --set optimizer.lr=0.003"; do
 done
 
 note "a step's counts, of rank 0 of 2, as the difference between 4 and 16 steps; how often the start waits is drawn, so that waits are rounded"
-for steps in 4 16; do
-    export SIMGPU_REPORT="$work/counts-$steps"
-    on_gpu 2 "counted-$steps" --set dist.reduction=reduce-scatter --set checkpoint.every=100 --set "schedule.steps=$steps"
-done
-unset SIMGPU_REPORT
-counts=${SIMGPU_TRAIN_COUNTS:-counts}
-paste counts-4.0 counts-16.0 | awk '{ v = ($4 - $2) / 12; if ($1 == "synchronizations") v = int(v); print $1, v }' | tee "$counts"
-[ "$(awk '$1 == "synchronizations" { print $2 }' "$counts")" = 0 ] || fail "a step waits for the device"
-for name in launches products collectives; do
-    awk -v n=$name '$1 == n && $2 > 0 { found = 1 } END { exit !found }' "$counts" || fail "no $name in a step"
-done
+# count PRECISION SUMS: SUMS operations of a step, beside the runs of each bucket, are sums of all ranks at once: the decision's two, and the gains of
+# sharded masters. NCCL moves what metrics.jsonl tells, and the decision's 8 doubles; in bf16 half as many bytes are gathered
+count() {
+    for steps in 4 16; do
+        export SIMGPU_REPORT="$work/counts-$1-$steps"
+        on_gpu 2 "counted-$1-$steps" --set device.precision="$1" --set dist.reduction=reduce-scatter --set checkpoint.every=100 --set "schedule.steps=$steps"
+    done
+    unset SIMGPU_REPORT
+    counts=${SIMGPU_TRAIN_COUNTS:-counts}-$1
+    paste "counts-$1-4.0" "counts-$1-16.0" | awk '{ v = ($4 - $2) / 12; if ($1 == "synchronizations") v = int(v); print $1, v }' | tee "$counts"
+    [ "$(counted synchronizations)" = 0 ] || fail "a step waits for the device"
+    for name in launches products; do [ "$(counted $name)" -gt 0 ] || fail "no $name in a step"; done
+    told=counted-$1-16/metrics.jsonl
+    [ "$(counted collective_bytes)" = $(($(told reduce_bytes) + $(told gather_bytes) + 64)) ] || fail "$1: NCCL moves other bytes than the plan tells"
+    runs=$((2 * ($(told reduce_messages) + $(told gather_messages) + 2 - $2)))
+    [ "$(counted collectives)" = $((runs + $2)) ] || fail "$1: NCCL is called other than $runs + $2 times a step"
+}
+counted() { awk -v n="$1" '$1 == n { print $2 }' "$counts"; }
+told() { tail -n 1 "$told" | sed -E "s/.*\"$1\": *([0-9]+).*/\1/"; }
+count fp32 2
+gathered=$(told gather_bytes)
+count bf16 3
+gains=$((4 * 5 * 16)) # four norms of layers and the last, 16 elements each
+[ "$(told gather_bytes)" = $((gathered / 2 + gains)) ] || fail "bf16: $(told gather_bytes) bytes are gathered, of $gathered in fp32"
 note "errors"
 export SIMGPU_DEVICES=1
 expect 2 'have the same GPU' gpu 2 --backend cuda --set run.output=shared job.toml
