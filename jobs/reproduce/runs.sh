@@ -29,8 +29,8 @@ rates() {
 # settings of a method; with AdamW the method's learning rate is everything's
 method() {
     case $1 in
-    self-guided) echo "optimizer.method=adamw optimizer.adamw.lr=-1 guidance.method=self-guided" ;;
-    self-guided-muon) echo "optimizer.method=muon guidance.method=self-guided" ;;
+    self-guided) echo "optimizer.method=adamw optimizer.adamw.lr=-1 guidance.method=self-guided guidance.stochastic=true" ;;
+    self-guided-muon) echo "optimizer.method=muon guidance.method=self-guided guidance.stochastic=true" ;;
     adamw) echo "optimizer.method=adamw optimizer.adamw.lr=-1" ;;
     dense-muon) echo "optimizer.method=muon model.parameterization=dense" ;;
     dense-adamw) echo "optimizer.method=adamw optimizer.adamw.lr=-1 model.parameterization=dense" ;;
