@@ -1,5 +1,5 @@
 #!/bin/sh
-# reproduce.sh [--scale N] [--jobs N] [--report] [--list]: the paper's comparisons at the scale of two cores, on real text, unattended.
+# reproduce.sh [--scale N] [--jobs N] [--only PATTERN] [--report] [--list]: the paper's comparisons at the scale of two cores, on real text, unattended.
 #
 # Trains every run of jobs/reproduce/runs.sh (about 60, of 290,000 parameters; two at a time, each on a core of its own), first the sweeps, then what
 # takes their best learning rates, and writes configs/paper/RESULTS.md with pictures beside it: the paper's figure next to ours for every table and
@@ -8,17 +8,19 @@
 #   --scale N   widths N-fold, steps N²-fold (the cost grows as N⁴): 1 (the default) takes about 90 minutes on two cores; 0 is a trial of a minute
 #               whose results mean nothing and go to runs/reproduce/scale-0
 #   --jobs N    runs at a time (default: the allowed CPUs)     --report  only writes the report again     --list  prints the runs
+#   --only P    makes the runs alone whose names match this extended regular expression
 # Exit: 0 done, 2 bad usage, 5 something failed.
 set -eu
 cd "$(dirname "$0")/.."
 top=$PWD
-scale=1 jobs=$(nproc) report=no list=no one=
+scale=1 jobs=$(nproc) report=no list=no one= only=.
 while [ $# -gt 0 ]; do
     case $1 in
     --scale | --jobs)
         case ${2:-} in '' | *[!0-9]*) echo "reproduce.sh: $1 ${2:-}: wants a number" >&2; exit 2 ;; esac
         [ "$1" = --scale ] && scale=$2 || jobs=$2
         shift ;;
+    --only) only=${2:?}; shift ;;
     --report) report=yes ;;
     --list) list=yes ;;
     --one) one=$2; shift ;; # a run by its name, for xargs below
@@ -132,10 +134,11 @@ if [ $report = no ]; then
     echo $size >"$data/size"
     dense_jobs
     for stage in 1 2; do
-        echo "== stage $stage: $(runs | grep -c "^$stage ") runs, $jobs at a time"
+        names=$(runs | awk -v stage=$stage -v only="$only" '$1 == stage && $2 ~ only { print $2 }')
+        echo "== stage $stage: $(echo "$names" | grep -c .) runs, $jobs at a time"
         began=$(date +%s)
-        runs | awk -v stage=$stage '$1 == stage { print $2 }' |
-            xargs -n 1 -P "$jobs" --process-slot-var=SPT_SLOT sh jobs/reproduce.sh --scale "$scale" --one || exit 5
+        echo "$names" |
+            xargs -r -n 1 -P "$jobs" --process-slot-var=SPT_SLOT sh jobs/reproduce.sh --scale "$scale" --one || exit 5
         echo "$(date +%s) $began $stage" >>"$out/wall"
     done
 fi
