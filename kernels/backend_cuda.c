@@ -110,6 +110,7 @@ static size_t part_at(size_t bytes, size_t begin) {
 /* The host's memory is free again on return, the copy is still under way. */
 static spt_status cuda_upload(spt_backend *backend, void *device, const void *host, size_t bytes) {
   spt_cuda *cuda = (spt_cuda *)backend;
+  SPT_CUDA(cudaSetDevice(cuda->device)); // a thread's own, and device 0 in one that never chose: copies are made by workers too
   for (size_t begin = 0; begin < bytes; begin += SPT_CUDA_SLOT_BYTES) {
     const size_t part = part_at(bytes, begin);
     int slot = 0;
@@ -124,6 +125,7 @@ static spt_status cuda_upload(spt_backend *backend, void *device, const void *ho
 /* Copies of the next parts go on while one is taken from its slot. */
 static spt_status cuda_download(spt_backend *backend, void *host, const void *device, size_t bytes) {
   spt_cuda *cuda = (spt_cuda *)backend;
+  SPT_CUDA(cudaSetDevice(cuda->device)); // as in upload
   int slots[SPT_CUDA_SLOTS];
   size_t issued = 0, taken = 0; // parts
   const size_t parts = (bytes + SPT_CUDA_SLOT_BYTES - 1) / SPT_CUDA_SLOT_BYTES;

@@ -367,6 +367,7 @@ static spt_status after_step(trainer *t, const trainer_step *step) {
   double since = trainer_now();
   if (t->comm->rank == 0 && (validated || last || record_due(t, step))) record(t, step, validated);
   add_time(&since, &t->times.logging);
+  if (trainer_guidance_is_over(t)) SPT_TRY(trainer_guidance_end(t)); // told of and validated with guides, saved without
   const bool stop = step->stop || t->stop_in_validation;
   t->save_pending |= last || best || stop || step->save_due || is_due(config->checkpoint.every, t->step);
   if (t->save_pending && t->skipped_in_a_row == 0) {
@@ -399,7 +400,6 @@ static spt_status train(trainer *t) {
     t->backend->profiling = false; // a validation's or a save's ops are not a step's
     bool settled = true;
     if (!t->backend->host_memory) SPT_TRY(settle(t, &step, &settled));
-    if (trainer_guidance_is_over(t)) SPT_TRY(trainer_guidance_end(t)); // what follows the step has no guides
     if (settled) SPT_TRY(after_step(t, &step));
     stop = settled && (step.stop || t->stop_in_validation);
     add_time(&since, &t->times.loop);
@@ -428,6 +428,7 @@ static spt_status replay(trainer *t) {
     if (t->comm->rank == 0) record(t, &step, false);
     SPT_TRY(trainer_replay_end(t, &step));
     if (step.stop) return SPT_STOPPED;
+    if (trainer_guidance_is_over(t) && t->step < t->options.replay) SPT_TRY(trainer_guidance_end(t));
   }
   return SPT_OK;
 }

@@ -85,6 +85,7 @@ static void print_growth(const trainer_replay *replay, bool gradients) {
   for (int i = 0; all && i < end && i < before->count; i++) {
     const replay_entry *entry = &now->entries[i], *old = &before->entries[i];
     if (entry->again || (entry->seen == SPT_SEEN_GRADIENT) != gradients || entry->values == 0 || old->non_finite > 0) continue;
+    if (strcmp(entry->name, old->name) != 0) break; // guidance ended between the two: other ops
     all[count] = (growth){entry, rms(old), rms(entry)};
     if (all[count].before > 0) count++;
   }

@@ -47,6 +47,7 @@ spt_status spt_model_saw_group_gradients(const spt_model *model, int64_t layer, 
     const spt_matrix matrix = spt_model_member(group, j);
     SPT_TRY(spt_model_saw_gradient(model, tensors.a[matrix]));
     if (tensors.b[matrix] >= 0) SPT_TRY(spt_model_saw_gradient(model, tensors.b[matrix]));
+    if (tensors.guide[matrix] >= 0) SPT_TRY(spt_model_saw_gradient(model, tensors.guide[matrix]));
   }
   if (dgain) SPT_TRY(spt_model_saw_gradient(model, group == GROUP_QKV ? tensors.attention_norm : tensors.ffn_norm));
   const bool swiglu = desc->prologue == SPT_PROLOGUE_SWIGLU; // its input is gate and up

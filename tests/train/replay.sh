@@ -89,6 +89,18 @@ replays 2 'not before' run-spike --step 5 --from 5
 replays 2 'no metrics.jsonl' data --step 5
 find run-spike -type f -exec cksum {} + | sort | cmp before - >&2 || fail "a replay wrote into the run"
 
+note "a self-guided run: across the end of guidance, and its last guided step; the guides' norms are part of the whole"
+for reduction in all-reduce tree; do
+    mpi 2 --set guidance.method=self-guided --set guidance.stochastic=true --set guidance.fraction=0.5 --set optimizer.method=muon --set schedule.steps=12 \
+        --set dist.reduction=$reduction --set batch.micro=4 --set optimizer.grad_clip=0.5 --set checkpoint.every=4 --set checkpoint.keep=9 --set validation.every=0 \
+        --set run.output=run-guided-$reduction job.toml >log 2>&1 || { cat log; fail "a guided run, $reduction"; }
+    replays 0 'bit for bit' run-guided-$reduction --step 8 --from 4
+    replays 0 'bit for bit' run-guided-$reduction --step 6 --from 4
+    fields run-guided-$reduction grad_norm grad_norms | tr -d '{}' | awk '
+        { sum = 0; n = split($3, part, ","); for (i = 1; i <= n; i++) { split(part[i], pair, ":"); sum += pair[2] * pair[2] }
+          d = sqrt(sum) / $2 - 1; if (d < 0) d = -d; if (d > 1e-12 || n != ($1 <= 6 ? 24 : 17)) { print n, d, $0; exit 1 } }' || fail "$reduction: norms by group beside guides"
+done
+
 note "one matrix goes wrong: skipped, told of, named; test_observe has every matrix"
 mpi 2 --set schedule.steps=10 --set validation.every=0 --set run.output=run-wrong job.toml >log 2>&1 || { cat log; fail "10 steps"; }
 rm -f run-wrong/checkpoints/best.h5
