@@ -36,7 +36,9 @@ table1-s-.* 93604608 2556
 table1-m-.* 296930560 9537
 table1-l-.* 453846528 14878
 table2-s-.* 93604608 1800
+table3-s-ratio-0.125 71387904 1800
 table3-s-ratio-0.25 93604608 1800
+table3-s-ratio-0.4 118506240 1800
 figure12-.* 93604608 2556
 figure2-s-dense-adamw 134105856 8000
 figure(2-s-low-rank-adamw|3-.*) 93604608 8000
