@@ -44,17 +44,7 @@ static spt_status count_values(trainer_replay *replay, spt_dtype dtype, int64_t 
       SPT_TRY(backend->ops->download(backend, replay->host, piece, (size_t)some * size));
       piece = (const char *)replay->host;
     }
-    for (int64_t i = 0; i < some; i++) {
-      float value;
-      if (dtype == SPT_BF16) {
-        uint16_t half;
-        memcpy(&half, piece + (size_t)i * sizeof half, sizeof half);
-        const uint32_t bits = (uint32_t)half << 16;
-        memcpy(&value, &bits, sizeof value);
-      } else
-        memcpy(&value, piece + (size_t)i * sizeof value, sizeof value);
-      count_value(tally_p, value);
-    }
+    for (int64_t i = 0; i < some; i++) count_value(tally_p, spt_element(piece, i, dtype));
   }
   return SPT_OK;
 }

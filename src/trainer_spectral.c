@@ -258,12 +258,7 @@ static spt_status fetch_master(const trainer *t, int tensor, float **copy_p, con
   spt_status status = SPT_OK;
 #pragma omp critical(spt_device_copies)
   status = t->backend->ops->download(t->backend, halves, (const uint16_t *)t->copies.values + t->plan->layout.offset[tensor], (size_t)count * sizeof(uint16_t));
-  for (int64_t i = 0; status == SPT_OK && i < count; i++) {
-    uint16_t half;
-    memcpy(&half, halves + (size_t)i * sizeof half, sizeof half);
-    const uint32_t bits = (uint32_t)half << 16;
-    memcpy(values + i, &bits, sizeof bits);
-  }
+  for (int64_t i = 0; status == SPT_OK && i < count; i++) values[i] = spt_element(halves, i, SPT_BF16);
   *values_p = values;
   *copy_p += count;
   return status;

@@ -12,9 +12,24 @@
 #include "config.h"
 
 #include <math.h>
+#include <string.h>
 
 typedef enum { SPT_F32, SPT_BF16 } spt_dtype;
 static inline size_t spt_dtype_size(spt_dtype dtype) { return dtype == SPT_BF16 ? 2 : 4; }
+/* Element i of host memory of any alignment; bf16 is the upper half of an fp32. */
+static inline float spt_element(const void *values, int64_t i, spt_dtype dtype) {
+  const char *at = (const char *)values + (size_t)i * spt_dtype_size(dtype);
+  float value;
+  if (dtype == SPT_BF16) {
+    uint16_t half;
+    memcpy(&half, at, sizeof half);
+    const uint32_t bits = (uint32_t)half << 16;
+    memcpy(&value, &bits, sizeof value);
+  } else {
+    memcpy(&value, at, sizeof value);
+  }
+  return value;
+}
 
 #define SPT_GROUP_MAX 3
 enum { SPT_LATER_BYTES = 256 };

@@ -35,12 +35,7 @@ static spt_status fetch(spt_model *model, const void *from, int64_t index, int64
   const size_t size = spt_dtype_size(dtype);
   SPT_TRY(model->backend->ops->download(model->backend, to, (const char *)from + (size_t)index * size, (size_t)count * size));
   if (dtype == SPT_F32) return SPT_OK;
-  for (int64_t i = count - 1; i >= 0; i--) { // in place, from the end: bf16 is the upper half
-    uint16_t half;
-    memcpy(&half, (const char *)to + i * 2, sizeof half);
-    const uint32_t bits = (uint32_t)half << 16;
-    memcpy(&to[i], &bits, sizeof bits);
-  }
+  for (int64_t i = count - 1; i >= 0; i--) to[i] = spt_element(to, i, dtype); // in place, from the end
   return SPT_OK;
 }
 

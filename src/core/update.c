@@ -4,21 +4,13 @@
 
 enum { PIECE = SPT_UPDATE_SCRATCH / 3 };
 
-static float element(const void *values, int64_t i, spt_dtype dtype) {
-  if (dtype == SPT_F32) return ((const float *)values)[i];
-  const uint32_t bits = (uint32_t)((const uint16_t *)values)[i] << 16; // bf16 is the upper half
-  float value;
-  memcpy(&value, &bits, sizeof value);
-  return value;
-}
-
 /* Δ of `count` elements; all in host memory. */
 static void compute(const spt_update *update, int64_t count, const void *direction, const float *m, const float *v,
                     float *delta) {
   const float rho = (float)update->rho, step_size = (float)update->step_size;
   const float second_scale = (float)update->second_scale, eps = (float)update->eps;
   if (direction)
-    for (int64_t i = 0; i < count; i++) delta[i] = -rho * element(direction, i, update->dtype);
+    for (int64_t i = 0; i < count; i++) delta[i] = -rho * spt_element(direction, i, update->dtype);
   else
     for (int64_t i = 0; i < count; i++) delta[i] = -step_size * m[i] / (sqrtf(v[i] * second_scale) + eps);
 }
