@@ -426,6 +426,8 @@ void parse_job(const std::string &text, const std::string &origin, const char *f
 }
 
 std::string read_file(const char *path) {
+  std::error_code ignored;
+  if (std::filesystem::is_fifo(path, ignored)) fail(std::string(path) + ": is a pipe, which may never end; give a regular file");
   const std::unique_ptr<std::FILE, int (*)(std::FILE *)> file(std::fopen(path, "rb"), std::fclose);
   if (!file) fail(std::string(path) + ": cannot open the job file: " + std::strerror(errno));
   std::string text(1 << 20, '\0');

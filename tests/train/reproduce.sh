@@ -18,6 +18,8 @@ results=tree/runs/reproduce/scale-0/RESULTS.md
 for thing in 'Table 1' 'Table 2' 'Table 3' 'Tables 4 and 5' 'Figures 1, 5' 'Figure 2' 'Figure 3' 'Figures 4' 'Figure 6' 'Figure 7' 'Figures 8, 9' 'Figure 10' 'Figure 11' 'Figure 12' 'Figure 13' '14a' '14b' '14c'; do
     grep -q "^| .*$thing" $results || { cat $results; fail "no row of $thing"; }
 done
+grep -q '^| Table 2: both (Spectron) | 3.00 | [0-9.]*.*perplexity' $results || { cat $results; fail "no number of Spectron"; }
+if grep -q 'awk:' start.log; then cat start.log; fail "awk"; fi
 grep -q 'not run' $results || fail "what was not run is not said"
 [ -s tree/runs/reproduce/scale-0/results/figure10.svg ] || fail "no picture"
 note "$wanted runs; again: none; one changed: that one, which diverges"
