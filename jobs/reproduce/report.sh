@@ -37,47 +37,31 @@ ratio() { awk -v a="$1" -v b="$2" 'BEGIN { if (b > 0) printf "%.1f", a / b; else
 spikes() { awk -F, 'NR > 5 { if ($3 > last + 0.3) n++ } { last = $3 } END { print n + 0 }' "$points/$1.csv" 2>/dev/null; }
 wall_minutes() { awk '{ s += $1 - $2 } END { printf "%.0f", s / 60 }' "$wall" 2>/dev/null || echo "?"; }
 
-# ---- pictures: NAME TITLE then lines "LABEL|RUN" ----
+# ---- pictures ----
 
-curves() {
-    picture=$1 title=$2 plot=
+# picture NAME TITLE KIND COLUMN YLABEL SETTING, then lines "LABEL|RUN" on standard input: a column of each run's points (KIND csv or spectral) by step
+picture() {
+    name=$1 title=$2 kind=$3 column=$4 ylabel=$5 setting=$6 plot=
     while IFS='|' read -r label run; do
-        [ -f "$points/$run.csv" ] || continue
-        plot="$plot${plot:+, }'$points/$run.csv' using 1:4 with linespoints pt 7 ps 0.3 lw 2 title '$label'"
+        [ -f "$points/$run.$kind" ] || continue
+        plot="$plot${plot:+, }'$points/$run.$kind' using 1:$column with lines lw 2 title '$label'"
     done
     [ -n "$plot" ] || return 0
     gnuplot <<END
 set terminal svg size 640,400 font 'sans,12'
-set output '$pictures/$picture.svg'
-set datafile separator ','
-set datafile missing ''
-set title '$title'
-set xlabel 'step'
-set ylabel 'validation loss'
-set key top right
-set yrange [:*<8]
-plot $plot
-END
-}
-telemetry_picture() { # NAME TITLE COLUMN YLABEL then lines "LABEL|RUN"
-    picture=$1 title=$2 column=$3 ylabel=$4 plot=
-    while IFS='|' read -r label run; do
-        [ -f "$points/$run.spectral" ] || continue
-        plot="$plot${plot:+, }'$points/$run.spectral' using 1:$column with lines lw 2 title '$label'"
-    done
-    [ -n "$plot" ] || return 0
-    gnuplot <<END
-set terminal svg size 640,400 font 'sans,12'
-set output '$pictures/$picture.svg'
+set output '$pictures/$name.svg'
 set datafile separator ','
 set title '$title'
 set xlabel 'step'
 set ylabel '$ylabel'
-set logscale y
 set key top right
+$setting
 plot $plot
 END
 }
+# few steps are validated: lines go from one to the next
+curves() { picture "$1" "$2" csv '(valid(4) ? column(4) : NaN)' 'validation loss' "set datafile missing NaN; set yrange [:*<8]"; }
+telemetry_picture() { picture "$1" "$2" spectral "$3" "$4" 'set logscale y'; }
 for_best() { echo "$2|$1-lr-$(best_lr "$1")"; }
 { for_best adamw AdamW; for_best self-guided self-guided; for_best spectron Spectron; } | curves figure4 'Table 1, Figures 4 and 14a: low-rank methods'
 { for_best spectron 'both (Spectron)'; for_best muon 'orthogonalization (Muon)'; for_best renorm 'renormalization'; for_best sgd 'neither (SGD)'; } | curves figure10 'Table 2, Figure 10: components'
