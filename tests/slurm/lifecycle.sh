@@ -80,12 +80,12 @@ scancel --batch --signal=USR1 "$job"
 sandbox_wait 60 "a resume" grep -q '^resumed at step ' usr1.log || { cat usr1.log; fail "no resume"; }
 # shellcheck disable=SC2086
 other=$(LAUNCHER=mpirun submit mpirun cpu-nodes.sbatch $four --)
+runs mpirun 100
+scancel --batch --signal=USR1 "$other" # at once: it may end before the resumed one does
 ends "$job" COMPLETED 0 usr1
 went_on usr1 2
 resumed_where_saved usr1
 as_whole usr1
-runs mpirun 100
-scancel --batch --signal=USR1 "$other"
 ends "$other" COMPLETED 0 mpirun
 went_on mpirun 2
 resumed_where_saved mpirun
