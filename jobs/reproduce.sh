@@ -3,7 +3,8 @@
 #
 # Trains every run of jobs/reproduce/runs.sh (about 60, of 290,000 parameters; two at a time, each on a core of its own), first the sweeps, then what
 # takes their best learning rates, and writes configs/paper/RESULTS.md with pictures beside it: the paper's figure next to ours for every table and
-# figure. An interrupted start goes on where it was; a finished run is kept as its points and not made again unless its definition changes.
+# figure. An interrupted start goes on where it was; a finished run is kept as its points and not made again unless its settings change (a new build of
+# the program keeps them; the report names the builds).
 #
 #   --scale N   widths N-fold, steps N²-fold (the cost grows as N⁴): 1 (the default) takes about 90 minutes on two cores; 0 is a trial of a minute
 #               whose results mean nothing and go to runs/reproduce/scale-0
@@ -11,6 +12,7 @@
 #   --only P    makes the runs alone whose names match this extended regular expression
 # Exit: 0 done, 2 bad usage, 5 something failed.
 set -eu
+export LC_ALL=C # numbers have a point
 cd "$(dirname "$0")/.."
 top=$PWD
 scale=1 jobs=$(nproc) report=no list=no one= only=.
@@ -82,6 +84,7 @@ train() {
     shift
     settings=$(resolve "$@") || exit 5
     definition="$("$trainer" --version) $(cksum <"$base" | cut -d' ' -f1) $(echo "$settings" | tr '\n' ' ')"
+    for matched in $(printf '%s\n' "$settings" | sed -n 's|^schedule.match_flops=\(\.\./\)*||p'); do definition="$definition $(cksum <"$matched" | cut -d' ' -f1)"; done
     if [ -f "$points/$name.csv" ] && [ "$(cat "$points/$name.definition")" = "$definition" ]; then return 0; fi
     [ "$(cat "$out/$name/definition" 2>/dev/null)" = "$definition" ] || rm -rf "${out:?}/$name"
     mkdir -p "$out/$name"
@@ -100,7 +103,9 @@ train() {
     [ $status = 0 ] || mv "$points/$name.part2" "$points/$name.part"
     case " $settings" in *spectral_every*) spectral "$out/$name/run" >"$points/$name.spectral" ;; esac
     echo "$definition" >"$points/$name.definition"
+    cp "$out/build" "$points/$name.build"
     mv "$points/$name.part" "$points/$name.csv"
+    echo "$began $(date +%s)" >>"$out/times"
     rm -rf "${out:?}/$name/run/checkpoints"
     if [ $status = 0 ]; then word="validation loss $(final "$name")"; else word=diverged; fi
     echo "$name: $word ($(($(date +%s) - began)) s)"
@@ -125,6 +130,7 @@ if [ $report = no ]; then
     [ -f "$build/build.ninja" ] || meson setup "$build" --buildtype=release -Dwerror=false -Dtests=false -Dsentencepiece=enabled >"$top/meson-setup.log" 2>&1 || { cat "$top/meson-setup.log"; exit 5; }
     rm -f "$top/meson-setup.log"
     ninja -C "$build" >/dev/null || { ninja -C "$build"; exit 5; }
+    git describe --always --dirty >"$out/build" 2>/dev/null || "$trainer" --version >"$out/build"
     mkdir -p "$data"
     size=small
     [ "$scale" -lt 2 ] || size=large
@@ -136,10 +142,8 @@ if [ $report = no ]; then
     for stage in 1 2; do
         names=$(runs | awk -v stage=$stage -v only="$only" '$1 == stage && $2 ~ only { print $2 }')
         echo "== stage $stage: $(echo "$names" | grep -c .) runs, $jobs at a time"
-        began=$(date +%s)
         echo "$names" |
             xargs -r -n 1 -P "$jobs" --process-slot-var=SPT_SLOT sh jobs/reproduce.sh --scale "$scale" --one || exit 5
-        echo "$(date +%s) $began $stage" >>"$out/wall"
     done
 fi
-sh jobs/reproduce/report.sh "$points" "$scale" "$out/wall"
+sh jobs/reproduce/report.sh "$points" "$scale" "$out/times"

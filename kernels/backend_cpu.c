@@ -265,6 +265,7 @@ spt_status spt_cpu_open(spt_precision precision, int threads, int local_ranks, s
   cpu->attention_by_products = unit && strcmp(unit, "AMX") == 0;
   cpu->base.act = precision == SPT_PRECISION_BF16 || (precision == SPT_PRECISION_AUTO && unit) ? SPT_BF16 : SPT_F32;
   cpu->base.threads = spt_host_threads(threads, local_ranks);
+  spt_host_flush_subnormals(cpu->base.threads);
   const int share = spt_host_share(local_ranks);
   cpu->base.processors = share < cpu->base.threads ? share : cpu->base.threads;
   const spt_status status = open_threads(cpu, unit != NULL);

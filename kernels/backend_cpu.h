@@ -99,7 +99,7 @@ spt_status spt_cpu_add(spt_backend *backend, int64_t count, const float *a, cons
 spt_status spt_cpu_round_bf16(spt_backend *backend, int64_t count, const float *from, void *to);
 spt_status spt_cpu_sum(spt_backend *backend, int64_t count, const float *values, double *sum);
 spt_status spt_cpu_decide(spt_backend *backend, double grad_clip, spt_control *control);
-spt_status spt_cpu_gradient_stats(spt_backend *backend, int64_t count, const float *g, spt_control *control);
+spt_status spt_cpu_gradient_stats(spt_backend *backend, int64_t count, const float *g, int group, spt_control *control);
 spt_status spt_cpu_factor_momentum(spt_backend *backend, int count, const spt_factor_entry *entries, float beta,
                                    bool normalize, spt_dtype dtype, const spt_control *control);
 spt_status spt_cpu_power_iteration(spt_backend *backend, int count, const spt_factor_entry *entries, int steps,

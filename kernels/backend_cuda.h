@@ -134,7 +134,7 @@ spt_status spt_cuda_head_loss(spt_backend *backend, const spt_head_loss_args *ar
 spt_status spt_cuda_batched_gemm(spt_backend *backend, const spt_gemm_batch *batch);
 spt_status spt_cuda_sum_values(spt_backend *backend, int64_t count, const float *values, double *sum);
 spt_status spt_cuda_decide(spt_backend *backend, double grad_clip, spt_control *control);
-spt_status spt_cuda_gradient_stats(spt_backend *backend, int64_t count, const float *g, spt_control *control);
+spt_status spt_cuda_gradient_stats(spt_backend *backend, int64_t count, const float *g, int group, spt_control *control);
 spt_status spt_cuda_factor_momentum(spt_backend *backend, int count, const spt_factor_entry *entries, float beta, bool normalize,
                                     spt_dtype dtype, const spt_control *control);
 spt_status spt_cuda_power_iteration(spt_backend *backend, int count, const spt_factor_entry *entries, int steps, const spt_control *control);

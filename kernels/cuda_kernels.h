@@ -64,10 +64,10 @@ typedef struct spt_cuda_pieces {
   spt_cuda_piece piece[3 * SPT_GROUP_MAX];
 } spt_cuda_pieces;
 cudaError_t spt_cuda_pack(const spt_cuda_pieces *pieces, spt_dtype from, spt_dtype act, cudaStream_t stream);
-/* control->sum_squares and non_finite are added to; scratch of SPT_CUDA_STATS_BYTES(count). */
+/* control->sum_squares, group_squares[group] and non_finite are added to; scratch of SPT_CUDA_STATS_BYTES(count). */
 enum { SPT_CUDA_STATS_CHUNK = 1 << 14 };
 #define SPT_CUDA_STATS_BYTES(count) ((size_t)(((count) + SPT_CUDA_STATS_CHUNK - 1) / SPT_CUDA_STATS_CHUNK) * 2 * sizeof(double))
-cudaError_t spt_cuda_stats(int64_t count, const float *g, double *scratch, spt_control *control, cudaStream_t stream);
+cudaError_t spt_cuda_stats(int64_t count, const float *g, int group, double *scratch, spt_control *control, cudaStream_t stream);
 /* *sum += Σ values, in double. */
 cudaError_t spt_cuda_add_sum(int64_t count, const float *values, double *sum, cudaStream_t stream);
 /* spt_control_decide. */

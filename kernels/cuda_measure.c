@@ -38,7 +38,7 @@ REFUSE(group_backward_none, UNUSED const spt_group_backward_args *args)
 REFUSE(attention_none, UNUSED const spt_attention_args *args)
 REFUSE(head_loss_none, UNUSED const spt_head_loss_args *args)
 REFUSE(batched_gemm_none, UNUSED const spt_gemm_batch *batch)
-REFUSE(gradient_stats_none, UNUSED int64_t count, UNUSED const float *g, UNUSED spt_control *control)
+REFUSE(gradient_stats_none, UNUSED int64_t count, UNUSED const float *g, UNUSED int group, UNUSED spt_control *control)
 REFUSE(momentum_none, UNUSED int count, UNUSED const spt_factor_entry *entries, UNUSED float beta, UNUSED bool normalize, UNUSED spt_dtype dtype,
        UNUSED const spt_control *control)
 REFUSE(power_none, UNUSED int count, UNUSED const spt_factor_entry *entries, UNUSED int steps, UNUSED const spt_control *control)

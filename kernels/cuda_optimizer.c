@@ -21,12 +21,12 @@ static int64_t count_elements(int count, const spt_factor_entry *entries, int64_
   return sum;
 }
 
-spt_status spt_cuda_gradient_stats(spt_backend *backend, int64_t count, const float *g, spt_control *control) {
+spt_status spt_cuda_gradient_stats(spt_backend *backend, int64_t count, const float *g, int group, spt_control *control) {
   spt_cuda *cuda;
   void *scratch;
   SPT_TRY(spt_cuda_begin(backend, &cuda));
   SPT_TRY(spt_cuda_scratch(cuda, SPT_CUDA_STATS_BYTES(count), &scratch));
-  SPT_CUDA(spt_cuda_stats(count, g, scratch, control, cuda->stream));
+  SPT_CUDA(spt_cuda_stats(count, g, group, scratch, control, cuda->stream));
   return spt_cuda_end(cuda, spt_cost_flat(SPT_OP_GRADIENT_STATS, count, 4, 0));
 }
 

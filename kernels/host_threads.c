@@ -17,6 +17,21 @@ static int allowed_cpus(void) {
   return omp_get_num_procs();
 }
 
+static void flush_subnormals(void) {
+#if defined(__SSE2__)
+  __builtin_ia32_ldmxcsr(__builtin_ia32_stmxcsr() | 0x8040); // flush to zero, denormals are zero
+#elif defined(__aarch64__)
+  unsigned long control;
+  __asm__ volatile("mrs %0, fpcr" : "=r"(control));
+  __asm__ volatile("msr fpcr, %0" : : "r"(control | 1ul << 24)); // FZ
+#endif
+}
+
+void spt_host_flush_subnormals(int threads) {
+#pragma omp parallel num_threads(threads)
+  flush_subnormals();
+}
+
 int spt_host_share(int local_ranks) {
   const int share = allowed_cpus() / (local_ranks > 0 ? local_ranks : 1);
   return share < 1 ? 1 : share;

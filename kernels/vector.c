@@ -75,7 +75,7 @@ SPT_CLONES static double chunk_stats(const float *g, int64_t count, int64_t *non
   return sum;
 }
 
-spt_status spt_cpu_gradient_stats(spt_backend *backend, int64_t count, const float *g, spt_control *control) {
+spt_status spt_cpu_gradient_stats(spt_backend *backend, int64_t count, const float *g, int group, spt_control *control) {
   spt_cpu *cpu = spt_cpu_begin(backend);
   const int64_t chunks = spt_blocks(count, CHUNK);
   if (2 * chunks > cpu->partial_count) {
@@ -92,10 +92,13 @@ spt_status spt_cpu_gradient_stats(spt_backend *backend, int64_t count, const flo
     partial[2 * chunk] = chunk_stats(g + chunk * CHUNK, spt_min(CHUNK, count - chunk * CHUNK), &bad);
     partial[2 * chunk + 1] = (double)bad;
   }
+  double squares = 0;
   for (int64_t chunk = 0; chunk < chunks; chunk++) {
-    control->sum_squares += partial[2 * chunk];
+    squares += partial[2 * chunk];
     control->non_finite += partial[2 * chunk + 1];
   }
+  control->sum_squares += squares;
+  control->group_squares[group] += squares;
   return spt_cpu_end(cpu, spt_cost_flat(SPT_OP_GRADIENT_STATS, count, 4, 0));
 }
 

@@ -95,7 +95,7 @@ static __global__ void __launch_bounds__(THREADS) stats_kernel(int64_t count, co
   bad = block_sum(bad, warps);
   if (threadIdx.x == 0) partial[2 * blockIdx.x] = squares, partial[2 * blockIdx.x + 1] = bad;
 }
-static __global__ void __launch_bounds__(THREADS) stats_end_kernel(int64_t chunks, const double *partial, spt_control *control) {
+static __global__ void __launch_bounds__(THREADS) stats_end_kernel(int64_t chunks, const double *partial, int group, spt_control *control) {
   SPT_SHARED(double, warps, THREADS / 32);
   double squares = 0.0, bad = 0.0;
   for (int64_t chunk = threadIdx.x; chunk < chunks; chunk += THREADS) {
@@ -104,14 +104,14 @@ static __global__ void __launch_bounds__(THREADS) stats_end_kernel(int64_t chunk
   }
   squares = block_sum(squares, warps);
   bad = block_sum(bad, warps);
-  if (threadIdx.x == 0) control->sum_squares += squares, control->non_finite += bad;
+  if (threadIdx.x == 0) control->sum_squares += squares, control->group_squares[group] += squares, control->non_finite += bad;
 }
-cudaError_t spt_cuda_stats(int64_t count, const float *g, double *scratch, spt_control *control, cudaStream_t stream) {
+cudaError_t spt_cuda_stats(int64_t count, const float *g, int group, double *scratch, spt_control *control, cudaStream_t stream) {
   const int64_t chunks = blocks_of(count, SPT_CUDA_STATS_CHUNK);
   const cudaError_t error =
       spt_launch(stats_kernel, dim3(static_cast<unsigned>(chunks)), dim3(THREADS), 0, stream, count, g, scratch, is_aligned(g));
   if (error != cudaSuccess) return error;
-  return spt_launch(stats_end_kernel, dim3(1), dim3(THREADS), 0, stream, chunks, scratch, control);
+  return spt_launch(stats_end_kernel, dim3(1), dim3(THREADS), 0, stream, chunks, scratch, group, control);
 }
 
 /* One block: a micro-batch's losses are few. */

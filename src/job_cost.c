@@ -1,5 +1,6 @@
 #include "job_cost.h"
 
+#include "core/telemetry.h"
 #include "dist/gradient_parts.h"
 #include "dist/master_shards.h"
 #include "dist/tree_reduction.h"
@@ -60,12 +61,46 @@ static size_t sharded_bytes(const spt_params *params, const spt_shard_plan *plan
   return (size_t)(most + spt_master_shards_gains(params)) * sizeof(float) + (size_t)plan->layout.elements * spt_dtype_size(SPT_BF16);
 }
 
+static const size_t workers_most = (size_t)1 << 30; // bytes
+
+int64_t job_probe_rows(const spt_model_config *model) {
+  return model->seq_len < JOB_PROBE_ROWS_MAX ? model->seq_len : JOB_PROBE_ROWS_MAX;
+}
+
+static size_t worker_bytes(const job_telemetry *telemetry) {
+  return telemetry->doubles * sizeof(double) + telemetry->floats * sizeof(float);
+}
+
+job_telemetry job_count_telemetry(const spt_config *config, const spt_params *params, const int *pairs, int count, const spt_backend *backend, int ranks) {
+  const int64_t rows = job_probe_rows(&config->model);
+  const int total = pairs ? count : params->pair_count, share = pairs ? count : (total + ranks - 1) / ranks;
+  job_telemetry telemetry = {0};
+  for (int i = 0; i < total; i++) {
+    const spt_pair *pair = &params->pairs[pairs ? pairs[i] : i];
+    const size_t doubles = spt_telemetry_workspace(pair->m, pair->n, pair->r, rows), floats = 2 * (size_t)spt_pair_elements(pair);
+    if (doubles > telemetry.doubles) telemetry.doubles = doubles;
+    if (!backend->host_memory && floats > telemetry.floats) telemetry.floats = floats;
+  }
+  const size_t fit = workers_most / (worker_bytes(&telemetry) + 1);
+  telemetry.workers = backend->threads < share ? backend->threads : share;
+  if (fit < (size_t)telemetry.workers) telemetry.workers = (int)fit;
+  if (telemetry.workers < 1) telemetry.workers = 1;
+  return telemetry;
+}
+
+static size_t telemetry_bytes(const spt_config *config, const spt_params *params, const spt_backend *backend, int ranks) {
+  if (config->metrics.spectral_every == 0) return 0;
+  const job_telemetry telemetry = job_count_telemetry(config, params, NULL, 0, backend, ranks);
+  return (size_t)telemetry.workers * worker_bytes(&telemetry) + (size_t)spt_probe_floats(&config->model, job_probe_rows(&config->model)) * sizeof(float);
+}
+
 void job_memory_count_fixed(const spt_config *config, const spt_params *params, const spt_shard_plan *plan,
                             const spt_backend *backend, int ranks, job_memory *memory_p) {
   *memory_p = (job_memory){0};
   count_shares(config, params, plan, backend, ranks, memory_p);
   memory_p->parameters = memory_p->gradients = (size_t)plan->layout.elements * sizeof(float);
   if (job_shards_masters(config, backend, ranks)) memory_p->parameters = sharded_bytes(params, plan, ranks);
+  memory_p->telemetry = telemetry_bytes(config, params, backend, ranks);
   memory_p->own = spt_backend_own_bytes(backend, &config->model, &config->optimizer);
 }
 
@@ -77,7 +112,7 @@ spt_status job_memory_add_model(spt_backend *backend, const spt_model_config *mo
   memory->workspace += bytes.workspace;
   memory->total = memory->parameters + memory->gradients + memory->state + memory->compute_weights +
                   memory->activations + memory->workspace + memory->own + memory->staging;
-  if (backend->host_memory) memory->total += memory->snapshot;
+  if (backend->host_memory) memory->total += memory->snapshot + memory->telemetry;
   return SPT_OK;
 }
 

@@ -13,8 +13,9 @@ typedef struct job_memory {
   size_t parameters; /* masters; and where they are the owner's alone, the bf16 copy of all and the gains */
   size_t gradients, state, compute_weights, activations, workspace, snapshot;
   size_t staging; /* of a reduce-scatter, or the tree's sums; 0 without */
+  size_t telemetry; /* in the host's memory, from the first record on; 0 without */
   size_t own;     /* of the backend itself, on a GPU */
-  size_t total;   /* on a GPU without the snapshot, which is in the host's memory */
+  size_t total;   /* on a GPU without snapshot and telemetry, which are in the host's memory */
 } job_memory;
 
 /* All but what grows with the micro-batch; then that is added. */
@@ -26,6 +27,16 @@ spt_status job_plan_open(const spt_config *config, const spt_params *params, int
 /* Whether masters are at their owners alone, and are gathered rounded to bf16 (dist/master_shards.h): between GPUs that compute in bf16,
  * but for self-guided runs. */
 bool job_shards_masters(const spt_config *config, const spt_backend *backend, int ranks);
+enum { JOB_PROBE_ROWS_MAX = 64 };
+/* Positions of the telemetry's probe. */
+int64_t job_probe_rows(const spt_model_config *model);
+/* Memory of the telemetry's workers, all for the dearest matrix; at most a thread and a matrix each, and 1 GiB together (one may have more). */
+typedef struct job_telemetry {
+  size_t doubles, floats; /* of one worker: workspace, and where memory is not the host's, copies */
+  int workers;
+} job_telemetry;
+/* For the pairs[count] of `params` that a rank measures; pairs NULL: as for a rank that measures its even share of all, the dearest included. */
+job_telemetry job_count_telemetry(const spt_config *config, const spt_params *params, const int *pairs, int count, const spt_backend *backend, int ranks);
 /* Traffic of one step as rank 0 counts it: traffic_p[SPT_COLLECTIVE_KINDS]. The sum that gathers the gains of sharded masters is told as a gather. */
 void job_count_traffic(const spt_config *config, const spt_params *params, const spt_shard_plan *plan, const spt_backend *backend,
                        spt_comm_counter *traffic_p);

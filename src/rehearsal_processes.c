@@ -34,8 +34,9 @@ spt_status rehearsal_whole_path(const char *folder, char path[SPT_PATH_MAX]) {
   char *whole = realpath(folder, NULL);
   const bool fits = whole && strlen(whole) < SPT_PATH_MAX - 128;
   if (fits) snprintf(path, SPT_PATH_MAX, "%s", whole);
+  if (!whole) return SPT_FAIL(SPT_ERR_USAGE, "%s: %s", folder, strerror(errno));
   free(whole);
-  return fits ? SPT_OK : SPT_FAIL(SPT_ERR_USAGE, "%s: path too long or gone", folder);
+  return fits ? SPT_OK : SPT_FAIL(SPT_ERR_USAGE, "%s: path too long", folder);
 }
 
 spt_status rehearsal_make_folder(const char *tool, char path[SPT_PATH_MAX]) {

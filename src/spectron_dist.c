@@ -17,28 +17,24 @@
 enum { SKIPPED_STEPS_MAX = 10 };
 
 static volatile sig_atomic_t stop_requested;
-static trainer the_trainer; // at file scope for the signal handler, which reads its whereabouts
+static spt_whereabouts whereabouts; // until, and unless, the ranks of the node share theirs
+static trainer the_trainer = {.here = &whereabouts}; // at file scope for the signal handler
 
 static void request_stop(int signal_number) {
   (void)signal_number;
   stop_requested = 1;
 }
 
-/* Under a launcher TERM may mean that another rank has died, and KILL follows soon: no collective would end. Says where
- * this rank was, with nothing but async-signal-safe calls, and dies of the signal. */
-static void leave_at_once(int signal_number) {
+/* One line on stderr, numbers where a word is NULL; with nothing but async-signal-safe calls. */
+static void tell(const char *const *words, size_t count, const int64_t *numbers) {
   char text[256];
   size_t at = 0;
-  const int rank = the_trainer.comm ? the_trainer.comm->rank : -1;
-  const char *const words[] = {"spectron-dist: rank ", NULL, ": ended by signal ", NULL, " after step ", NULL, ", in ",
-                               spt_phase_name((spt_phase)the_trainer.here.phase), "; nothing more is saved\n"};
-  const int64_t numbers[] = {rank, signal_number, the_trainer.here.step};
-  for (size_t i = 0, n = 0; i < sizeof words / sizeof *words; i++) {
+  for (size_t i = 0; i < count; i++) {
     char digits[24], *first = digits + sizeof digits - 1;
     const char *word = words[i];
     *first = '\0';
     if (!word) {
-      int64_t value = numbers[n++];
+      int64_t value = *numbers++;
       const bool negative = value < 0;
       do *--first = (char)('0' + (negative ? -(value % 10) : value % 10));
       while ((value /= 10) != 0);
@@ -48,6 +44,22 @@ static void leave_at_once(int signal_number) {
     while (*word && at < sizeof text) text[at++] = *word++;
   }
   if (write(STDERR_FILENO, text, at) < 0) {} // nobody to tell
+}
+#define TELL(words, numbers) tell(words, sizeof(words) / sizeof *(words), numbers)
+
+/* Under a launcher TERM may mean that another rank has died, and KILL follows soon: no collective would end. Says which rank of this node is gone
+ * and where this one was, and dies of the signal. */
+static void leave_at_once(int signal_number) {
+  const spt_whereabouts *other;
+  spt_neighbours_leave(the_trainer.neighbours);
+  const int lost = spt_neighbours_lost(the_trainer.neighbours, &other);
+  if (lost >= 0)
+    TELL(((const char *const[]){"spectron-dist: rank ", NULL, " died after step ", NULL, ", in ", spt_phase_name((spt_phase)other->phase),
+                                ": killed, out of memory, or crashed; all that was saved is intact\n"}),
+         ((const int64_t[]){lost, other->step}));
+  TELL(((const char *const[]){"spectron-dist: rank ", NULL, ": ended by signal ", NULL, " after step ", NULL, ", in ",
+                              spt_phase_name((spt_phase)the_trainer.here->phase), "; nothing more is saved\n"}),
+       ((const int64_t[]){the_trainer.comm ? the_trainer.comm->rank : -1, signal_number, the_trainer.here->step}));
   signal(signal_number, SIG_DFL);
   raise(signal_number);
 }
@@ -105,7 +117,7 @@ static spt_status accumulate_gradients(trainer *t, double *loss_sum) {
   for (int64_t pass = 0; pass < passes; pass++) {
     spt_micro_batch batch;
     double *sum_p = t->tree ? trainer_tree_loss(t, pass) : loss_sum;
-    spt_watchdog_at(&t->here, t->step, SPT_PHASE_COMPUTE);
+    spt_watchdog_at(t->here, t->step, SPT_PHASE_COMPUTE);
     SPT_TRY(spt_prefetch_next(t->prefetch, &batch));
     trainer_guidance_train(t, pass);
     SPT_TRY(spt_model_train(t->model, batch.sequences, batch.ids, batch.targets, loss_scale,
@@ -140,15 +152,14 @@ static spt_status train_step(trainer *t, trainer_step *step) {
   if (status == SPT_OK) status = accumulate_gradients(t, on_host ? &loss_sum : &t->control->loss);
   const double data_wait = spt_prefetch_wait_seconds(t->prefetch) - waited;
   const double computed = trainer_now();
-  spt_watchdog_at(&t->here, t->step, SPT_PHASE_REDUCE);
+  spt_watchdog_at(t->here, t->step, SPT_PHASE_REDUCE);
   SPT_TRY(trainer_abort_on_failure(t, spt_data_parallel_reduce_finish(t->data_parallel), "gradient reduction"));
   const double reduced = trainer_now();
 
-  memset(step->group_squares, 0, sizeof step->group_squares);
   spt_control control = {.clip = 1, .apply = 1}; // as the backend's memory has it
-  if (status == SPT_OK && on_host) status = trainer_gradient_stats(t, &control, step->group_squares);
+  if (status == SPT_OK && on_host) status = trainer_gradient_stats(t, &control);
   const double counted = trainer_now();
-  spt_watchdog_at(&t->here, t->step, SPT_PHASE_DECIDE);
+  spt_watchdog_at(t->here, t->step, SPT_PHASE_DECIDE);
   if (on_host) {
     SPT_TRY(trainer_decide(t, status, loss_sum, data_wait, stop_requested, &control, step));
     SPT_TRY(trainer_abort_on_failure(t, t->backend->ops->upload(t->backend, t->control, &control, sizeof control), "decision"));
@@ -156,16 +167,16 @@ static spt_status train_step(trainer *t, trainer_step *step) {
     SPT_TRY(trainer_abort_on_failure(t, trainer_decide_issue(t, status, data_wait, stop_requested), "decision"));
   const double decided = trainer_now();
   SPT_TRY(trainer_audit_check(t));
-  spt_watchdog_at(&t->here, t->step, SPT_PHASE_OPTIMIZER);
+  spt_watchdog_at(t->here, t->step, SPT_PHASE_OPTIMIZER);
   SPT_TRY(trainer_abort_on_failure(t, trainer_spectral_begin(t), "telemetry"));
   const double factor = spt_schedule_factor(&t->config.schedule, t->step);
   step->lr = factor * t->config.optimizer.lr;
   SPT_TRY(trainer_abort_on_failure(t, spt_optimizer_step(t->optimizer, factor, t->control), "optimizer"));
   const double updated = trainer_now(), told = t->times.spectral - spectral;
-  spt_watchdog_at(&t->here, t->step, SPT_PHASE_GATHER);
+  spt_watchdog_at(t->here, t->step, SPT_PHASE_GATHER);
   SPT_TRY(trainer_abort_on_failure(t, spt_data_parallel_gather(t->data_parallel), "parameter gather"));
   const double gathered = trainer_now();
-  spt_watchdog_at(&t->here, t->step, SPT_PHASE_REFRESH);
+  spt_watchdog_at(t->here, t->step, SPT_PHASE_REFRESH);
   SPT_TRY(trainer_abort_on_failure(t, spt_model_refresh(t->model), "compute copy"));
   SPT_TRY(trainer_abort_on_failure(t, trainer_spectral_end(t), "telemetry"));
   SPT_TRY(trainer_audit_take(t));
@@ -268,8 +279,8 @@ static spt_metric_record make_record(const trainer *t, const trainer_step *step,
                                    .micro = t->config.batch.micro,
                                    .threads = t->backend->threads,
                                    .loss_z = t->watch.z,
-                                   .spikes = t->watch.spikes.count};
-  if (t->backend->host_memory) entry.gradient_groups = spt_gradient_groups_present(t->params);
+                                   .spikes = t->watch.spikes.count,
+                                   .gradient_groups = spt_gradient_groups_present(t->params)};
   for (int g = 0; g < SPT_GRADIENT_GROUPS; g++) entry.grad_norms[g] = sqrt(step->group_squares[g]);
   trainer_spectral_record(t, &entry);
   return entry;
@@ -314,7 +325,7 @@ static void add_time(double *since_p, double *sum_p) {
 static spt_status after_issued_step(trainer *t, const trainer_step *step) {
   watch(t, step);
   SPT_TRY(check_divergence(t, step));
-  spt_watchdog_at(&t->here, t->step, SPT_PHASE_SAVE);
+  spt_watchdog_at(t->here, t->step, SPT_PHASE_SAVE);
   double since = trainer_now();
   if (t->comm->rank == 0 && record_due(t, step)) record(t, step, false);
   add_time(&since, &t->times.logging);
@@ -363,7 +374,7 @@ static spt_status after_step(trainer *t, const trainer_step *step) {
   SPT_TRY(check_divergence(t, step));
   if (t->validation && t->skipped_in_a_row == 0 && (last || (!step->stop && is_due(config->validation.every, t->step))))
     SPT_TRY(validate(t, &validated, &best));
-  spt_watchdog_at(&t->here, t->step, SPT_PHASE_SAVE); // records too
+  spt_watchdog_at(t->here, t->step, SPT_PHASE_SAVE); // records too
   double since = trainer_now();
   if (t->comm->rank == 0 && (validated || last || record_due(t, step))) record(t, step, validated);
   add_time(&since, &t->times.logging);
@@ -406,7 +417,7 @@ static spt_status train(trainer *t) {
     if (t->step == t->first_step + 1) trainer_profile_first_step(t);
   }
   double saving = since;
-  spt_watchdog_at(&t->here, t->step, SPT_PHASE_END);
+  spt_watchdog_at(t->here, t->step, SPT_PHASE_END);
   SPT_TRY(trainer_end_saves(t));
   add_time(&saving, &t->times.save);
   add_time(&since, &t->times.loop);
@@ -452,10 +463,11 @@ static spt_status start_watchdog(trainer *t) {
   if (!t->comm->threaded && t->comm->size > 1 && t->comm->rank == 0)
     trainer_progress_event("note: this MPI does not support MPI_THREAD_MULTIPLE: no watchdog ends a job that hangs "
                            "([dist] timeout_seconds), and training waits for each save");
-  return spt_watchdog_open(t->comm, &t->here, &limits, &t->watchdog);
+  return spt_watchdog_open(t->comm, t->here, &limits, &t->watchdog);
 }
 
 static spt_status run(trainer *t) {
+  spt_neighbours_open(t->comm, &t->here, &t->neighbours);
   SPT_TRY(load_job(t));
   SPT_TRY(start_watchdog(t));
   SPT_TRY(trainer_open(t));
@@ -500,10 +512,16 @@ int main(int argc, char **argv) {
   if (status != SPT_OK) return report(status);
   status = parsed == SPT_OK ? run(&the_trainer) : SPT_FAIL(parsed, "%s", message);
   if (the_trainer.comm->rank == 0) report(status);
-  spt_watchdog_at(&the_trainer.here, the_trainer.step, SPT_PHASE_END);
-  if (under_launcher()) signal(SIGTERM, SIG_DFL); // all are leaving: that it hurries up the last ones is nothing to tell
+  spt_watchdog_at(the_trainer.here, the_trainer.step, SPT_PHASE_END);
+  spt_neighbours_leave(the_trainer.neighbours);
+  if (under_launcher()) { // all are leaving: that it hurries up the last ones is nothing to tell
+    signal(SIGTERM, SIG_DFL);
+    signal(SIGINT, SIG_DFL);
+    signal(SIGHUP, SIG_DFL);
+  }
   trainer_close(&the_trainer);
   spt_watchdog_close(&the_trainer.watchdog);
+  spt_neighbours_close(the_trainer.comm, &the_trainer.neighbours, &the_trainer.here, &whereabouts);
   the_trainer.comm->ops->barrier(the_trainer.comm); // the launcher kills the rest once one rank has left with a failure
   the_trainer.comm->ops->close(&the_trainer.comm);
   return (int)status;

@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <time.h>
 
 static const char help[] =
@@ -163,6 +164,8 @@ static spt_status replay(const options *o, const replay_plan *plan, const char *
   fflush(stdout);
   SPT_TRY(compute(o, plan, folder, log));
   print_findings(log);
+  if (access(path, F_OK) != 0)
+    return SPT_FAIL(SPT_ERR_RESOURCE, "replay: the launcher ended well, but has not run the trainer; name another one in MPIEXEC");
   SPT_TRY(spt_metrics_read(path, &computed, &count));
   const spt_status status = compare(plan, computed, count);
   free(computed);

@@ -11,7 +11,7 @@
 #include "core/slab.h"
 #include "core/spikes.h"
 #include "dist/data_parallel.h"
-#include "dist/watchdog.h"
+#include "dist/neighbours.h"
 #include "io/metrics.h"
 #include "io/prefetch.h"
 #include "io/run_folder.h"
@@ -57,7 +57,7 @@ typedef struct trainer_step {
   double seconds, data_wait_seconds; /* of the slowest rank */
   double optimizer_seconds;
   bool applied;                    /* false: gradients were not finite, the update was skipped */
-  double group_squares[SPT_GRADIENT_GROUPS]; /* of the gradient, by group; on devices not taken, all 0 */
+  double group_squares[SPT_GRADIENT_GROUPS]; /* of the gradient, by group */
   bool stop, save_due, saves_idle; /* a signal on any rank; rank 0's clock; no save under way anywhere */
 } trainer_step;
 
@@ -126,7 +126,8 @@ typedef struct trainer {
   spt_config config;
   spt_comm *comm;
   spt_comm *bulk; /* for gradients and parameters where they are on GPUs, NULL elsewhere: comm then */
-  spt_whereabouts here; /* of the main thread, for the watchdog and the signal handlers */
+  spt_whereabouts *here; /* of the main thread, for the watchdog, the signal handlers and the ranks of this node */
+  spt_neighbours *neighbours;
   spt_watchdog *watchdog;
   spt_backend *backend;
   spt_params *params;
@@ -282,9 +283,8 @@ spt_status trainer_guidance_end(trainer *t);
 spt_status trainer_decide_open(trainer *t); /* after the state is loaded; Local */
 /* A failure where the other ranks already wait in a collective: this rank words it and ends the job. */
 spt_status trainer_abort_on_failure(trainer *t, spt_status status, const char *phase);
-/* Host: the own gradient's statistics into *control, and its squares by group added to group_squares (with the tree they come with the
- * step's sums). Local. */
-spt_status trainer_gradient_stats(trainer *t, spt_control *control, double group_squares[SPT_GRADIENT_GROUPS]);
+/* Host: the own gradient's statistics into *control (with the tree all but its squares, which come with the step's sums). Local. */
+spt_status trainer_gradient_stats(trainer *t, spt_control *control);
 /* Host: sums what every rank must know before the update, in one message, and decides the same on all ranks. Collective. */
 spt_status trainer_decide(trainer *t, spt_status status, double loss_sum, double data_wait, bool stop, spt_control *control, trainer_step *step);
 /* Device: begins a step's sums; and all that is to be done after its backward. status is this rank's so far. Collective, waits for nothing. */

@@ -9,7 +9,7 @@ spt_status trainer_parameters_finite(trainer *t, bool *finite_p) {
   for (int i = 0; status == SPT_OK && i < t->model_item_count; i++) {
     const spt_checkpoint_item *item = &t->items[i];
     if (item->begin < item->end)
-      status = t->backend->ops->gradient_stats(t->backend, item->end - item->begin, item->values, t->control);
+      status = t->backend->ops->gradient_stats(t->backend, item->end - item->begin, item->values, 0, t->control); // no gradients, so of no group
   }
   if (status == SPT_OK) status = t->backend->ops->download(t->backend, &found, t->control, sizeof found);
   double bad = found.non_finite;

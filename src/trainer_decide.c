@@ -8,6 +8,8 @@
 #include <time.h>
 
 enum { TOLD_STOP, TOLD_DUE, TOLD_BUSY };
+_Static_assert(sizeof(spt_control) <= SPT_LATER_BYTES, "is taken a step late");
+_Static_assert(offsetof(spt_control, slowest) == SPT_CONTROL_SUMS * sizeof(double), "sums, then maxima");
 
 spt_status trainer_decide_open(trainer *t) {
   if (t->backend->host_memory) return SPT_OK;
@@ -32,11 +34,11 @@ static bool save_due(const trainer *t) {
 
 /* ---- on the host ---- */
 
-spt_status trainer_gradient_stats(trainer *t, spt_control *control, double group_squares[SPT_GRADIENT_GROUPS]) {
+spt_status trainer_gradient_stats(trainer *t, spt_control *control) {
   if (t->tree) return trainer_tree_gradient_stats(t, control);
   spt_backend *backend = t->backend;
   SPT_TRY(backend->ops->upload(backend, t->control, control, sizeof *control));
-  SPT_TRY(spt_optimizer_gradient_stats(t->optimizer, t->control, group_squares));
+  SPT_TRY(spt_optimizer_gradient_stats(t->optimizer, t->control));
   return backend->ops->download(backend, control, t->control, sizeof *control);
 }
 
@@ -65,6 +67,7 @@ spt_status trainer_decide(trainer *t, spt_status status, double loss_sum, double
                                [TRAINER_SUM_DUE] = save_due(t),
                                [TRAINER_SUM_FAILED] = status != SPT_OK,
                                [TRAINER_SUM_BUSY] = !spt_checkpoint_save_idle(t->saver)};
+  memcpy(step->group_squares, control->group_squares, sizeof step->group_squares);
   SPT_TRY(reduce_sums(t, sums, step->group_squares));
   if (sums[TRAINER_SUM_FAILED] > 0) return spt_comm_agree(t->comm, status, NULL);
   double slowest = data_wait;
@@ -99,12 +102,12 @@ static void keep_failure(trainer *t, spt_status status) {
 spt_status trainer_decide_issue(trainer *t, spt_status status, double data_wait, bool stop) {
   spt_backend *backend = t->backend;
   keep_failure(t, status);
-  SPT_TRY(spt_optimizer_gradient_stats(t->optimizer, t->control, NULL));
+  SPT_TRY(spt_optimizer_gradient_stats(t->optimizer, t->control));
   const spt_control own = {.failed = t->failed != SPT_OK,
                            .told = {[TOLD_STOP] = stop, [TOLD_DUE] = save_due(t), [TOLD_BUSY] = !spt_checkpoint_save_idle(t->saver)},
                            .slowest = data_wait};
   SPT_TRY(backend->ops->upload(backend, &t->control->failed, &own.failed, offsetof(spt_control, clip) - offsetof(spt_control, failed)));
-  if (t->bulk) SPT_TRY(t->bulk->ops->reduce_device(t->bulk, &t->control->sum_squares, SPT_CONTROL_SUMS, SPT_CONTROL_MAXIMA));
+  if (t->bulk) SPT_TRY(t->bulk->ops->reduce_device(t->bulk, t->control->group_squares, SPT_CONTROL_SUMS, SPT_CONTROL_MAXIMA));
   SPT_TRY(backend->ops->decide(backend, t->config.optimizer.grad_clip, t->control));
   return backend->ops->later_issue(backend, (int)(t->step % 2), t->control, sizeof *t->control);
 }
@@ -129,6 +132,7 @@ spt_status trainer_settle(trainer *t, trainer_step *step) {
     return spt_comm_agree(t->comm, t->failed == SPT_OK ? SPT_OK : SPT_FAIL(t->failed, "%s", t->failed_words), NULL);
   step->loss = control.loss / (double)trainer_tokens_per_step(&t->config);
   step->grad_norm = sqrt(control.sum_squares);
+  memcpy(step->group_squares, control.group_squares, sizeof step->group_squares);
   step->stop = control.told[TOLD_STOP] > 0;
   step->save_due = control.told[TOLD_DUE] > 0;
   step->saves_idle = control.told[TOLD_BUSY] == 0;

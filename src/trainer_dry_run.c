@@ -51,7 +51,7 @@ static void print_matched(const spt_config *config) {
   static const char *const by[] = {[SPT_MATCH_NOMINAL] = "nominal 6ND", [SPT_MATCH_SIX_ND] = "6ND", [SPT_MATCH_EXACT] = "all FLOPs"};
   printf("steps               %14lld  that spend the FLOPs of %s by", (long long)schedule->steps, schedule->match_flops);
   for (int i = 0; i < 3; i++)
-    printf("%s %s%s: %lld", i ? "," : "", by[i], i == (int)schedule->match_count ? " (this job)" : "", (long long)schedule->matched[i]);
+    printf("%s %s%s: %lld", i ? "," : "", by[i], i == (int)schedule->match_count ? " (this job's match_count)" : "", (long long)schedule->matched[i]);
   printf("\n");
 }
 
@@ -96,7 +96,8 @@ static void print_memory(const spt_config *config, const job_memory *memory, con
   if (memory->staging)
     printf("  %-17s %11.1f MiB\n", config->dist.reduction == SPT_REDUCTION_TREE ? "tree's sums" : "reduce-scatter",
            mib(memory->staging));
-  if (device) printf("memory of the host  %11.1f MiB  (snapshot of a save, a rank)\n", mib(memory->snapshot));
+  if (!device && memory->telemetry) printf("  telemetry         %11.1f MiB  (from step %lld on)\n", mib(memory->telemetry), (long long)config->metrics.spectral_every);
+  if (device) printf("memory of the host  %11.1f MiB  (snapshot of a save and telemetry, a rank)\n", mib(memory->snapshot + memory->telemetry));
 }
 
 /* Forward only, so a third of training on as many tokens; named where it is no longer small beside the training. The

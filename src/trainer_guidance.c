@@ -160,9 +160,9 @@ spt_status trainer_guidance_end(trainer *t) {
   const spt_flops flops = t->flops;
   const int64_t guides = t->params->guide_count;
   SPT_TRY(trainer_audit_check(t));
-  spt_watchdog_at(&t->here, t->step, SPT_PHASE_SAVE);
+  spt_watchdog_at(t->here, t->step, SPT_PHASE_SAVE);
   trainer_finish_save(t);
-  spt_watchdog_at(&t->here, t->step, SPT_PHASE_REFRESH);
+  spt_watchdog_at(t->here, t->step, SPT_PHASE_REFRESH);
   trainer_close_step(t);
   spt_slab_fini(&t->gradient_slab);
   guided_parts from = {t->params, t->plan, t->parameter_slab, t->parameters, t->optimizer};

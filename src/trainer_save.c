@@ -176,7 +176,7 @@ spt_status trainer_end_saves(trainer *t) {
   if (saves->failed.step == t->step) { // no next save: once more, now
     const trainer_save_request again = saves->failed;
     if (again.best) t->best_validation_loss = again.best_loss;
-    spt_watchdog_at(&t->here, t->step, SPT_PHASE_END); // with a time limit of its own
+    spt_watchdog_at(t->here, t->step, SPT_PHASE_END); // with a time limit of its own
     SPT_TRY(trainer_save(t, again.best, true));
     trainer_finish_save(t);
   }

@@ -5,14 +5,13 @@
  * parameters are. Then each rank measures its share of the matrices, and all learn all results. Training is not touched. */
 #include "trainer.h"
 
+#include "job_cost.h"
+
 #include <math.h>
 #include <omp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-enum { ROWS_MAX = 64 };
-static const size_t workspace_most = (size_t)1 << 30; // of all workers together; one may have more
 
 /* One of the table's pairs: a factor pair W = A·Bᵀ, or a dense matrix. */
 typedef struct matrix {
@@ -34,7 +33,7 @@ struct trainer_spectral {
   spt_metric_matrix *shown; /* [shown_count] what was measured last */
   int shown_count;
   spt_metric_matrix *before; /* `shown` of a table that is no more; NULL: none */
-  int64_t rows, positions[ROWS_MAX];
+  int64_t rows, positions[JOB_PROBE_ROWS_MAX];
   int32_t *ids;  /* (seq_len) of the probe */
   float *inputs; /* spt_probe_floats */
   int workers;
@@ -99,33 +98,24 @@ static spt_status share_out(trainer_spectral *spectral, const trainer *t) {
   return SPT_OK;
 }
 
-/* As many workers as there are threads and matrices, and memory for. */
 static spt_status open_workers(trainer_spectral *spectral, const trainer *t) {
-  for (int i = 0; i < spectral->own_count; i++) {
-    const spt_pair *pair = spectral->matrices[spectral->own[i]].pair;
-    const size_t work = spt_telemetry_workspace(pair->m, pair->n, pair->r, spectral->rows);
-    const size_t floats = 2 * (size_t)spt_pair_elements(pair);
-    if (work > spectral->workspace) spectral->workspace = work;
-    if (floats > spectral->copies) spectral->copies = floats;
-  }
-  if (t->backend->host_memory) spectral->copies = 0;
-  const size_t bytes = spectral->workspace * sizeof(double) + spectral->copies * sizeof(float) + 1;
-  spectral->workers = (int)(workspace_most / bytes < 1 ? 1 : workspace_most / bytes < 4096 ? workspace_most / bytes : 4096);
-  if (spectral->workers > t->backend->threads) spectral->workers = t->backend->threads;
-  if (spectral->workers > spectral->own_count) spectral->workers = spectral->own_count > 0 ? spectral->own_count : 1;
-  const size_t workers = (size_t)spectral->workers;
-  spectral->workspaces = malloc(workers * spectral->workspace * sizeof(double) + 1);
-  spectral->copied = malloc(workers * spectral->copies * sizeof(float) + 1);
+  const job_telemetry telemetry = job_count_telemetry(&t->config, t->params, spectral->own, spectral->own_count, t->backend, t->comm->size);
+  const size_t workers = (size_t)telemetry.workers;
+  spectral->workers = telemetry.workers;
+  spectral->workspace = telemetry.doubles;
+  spectral->copies = telemetry.floats;
+  spectral->workspaces = malloc(workers * telemetry.doubles * sizeof(double) + 1);
+  spectral->copied = malloc(workers * telemetry.floats * sizeof(float) + 1);
   spectral->scratch = malloc(t->backend->host_memory ? 1 : SPT_UPDATE_SCRATCH * sizeof(float));
   if (spectral->workspaces && spectral->copied && spectral->scratch) return SPT_OK;
   return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for the telemetry of [metrics] spectral_every (%.0f MiB)",
-                  (double)(workers * bytes) / (1 << 20));
+                  (double)(workers * (telemetry.doubles * sizeof(double) + telemetry.floats * sizeof(float))) / (1 << 20));
 }
 
 /* The probe: the first window of the validation data, else of the training data, at evenly spaced positions. */
 static spt_status open_probe(trainer_spectral *spectral, const trainer *t) {
   const int64_t seq_len = t->config.model.seq_len;
-  spectral->rows = seq_len < ROWS_MAX ? seq_len : ROWS_MAX;
+  spectral->rows = job_probe_rows(&t->config.model);
   for (int64_t i = 0; i < spectral->rows; i++) spectral->positions[i] = (2 * i + 1) * seq_len / (2 * spectral->rows);
   const bool read = spectral->ids != NULL;
   if (!read) spectral->ids = malloc((size_t)seq_len * sizeof *spectral->ids);
@@ -290,7 +280,7 @@ static spt_status measure(trainer *t, int index, int worker) {
     SPT_TRY(fetch_update(t, pair->b, &copy, &step.db));
   }
   spt_telemetry_measure(&step, spectral->workspaces + (size_t)worker * spectral->workspace, &spectral->found[index]);
-  spt_watchdog_at(&t->here, t->step, SPT_PHASE_TELEMETRY); // progress
+  spt_watchdog_at(t->here, t->step, SPT_PHASE_TELEMETRY); // progress
   return SPT_OK;
 }
 
@@ -338,12 +328,12 @@ spt_status trainer_spectral_end(trainer *t) {
   SPT_TRY(t->backend->ops->synchronize(t->backend));
   const double start = trainer_now();
   const int values = spectral->count * SPT_TELEMETRY_FIELDS;
-  spt_watchdog_at(&t->here, t->step, SPT_PHASE_TELEMETRY);
+  spt_watchdog_at(t->here, t->step, SPT_PHASE_TELEMETRY);
   SPT_TRY(spt_data_parallel_gather_gradients(t->data_parallel));
   SPT_TRY(t->comm->ops->reduce_double(t->comm, spectral->told, spectral->count * TOLD, SPT_REDUCE_MAX));
   memset(spectral->found, 0, (size_t)spectral->count * sizeof *spectral->found);
   SPT_TRY(measure_own(t));
-  spt_watchdog_at(&t->here, t->step, SPT_PHASE_TELEMETRY_SUM);
+  spt_watchdog_at(t->here, t->step, SPT_PHASE_TELEMETRY_SUM);
   SPT_TRY(t->comm->ops->reduce_double(t->comm, (double *)spectral->found, values, SPT_REDUCE_SUM)); // one rank's and zeros: exact
   judge(t);
   spend(t, start);

@@ -349,10 +349,18 @@ static spt_status open_branch(trainer *t, spt_checkpoint **checkpoint_p) {
   SPT_TRY(spt_checkpoint_open(t->options.init_from, checkpoint_p));
   SPT_TRY(spt_job_parse(spt_checkpoint_job(*checkpoint_p), "the checkpoint's job", ".", NULL, 0, &config));
   const spt_model_config *from = &config.model, *to = &t->config.model;
+  static const char *const kinds[] = {[SPT_LOW_RANK] = "low-rank", [SPT_LOW_RANK_FFN] = "low-rank-ffn", [SPT_DENSE] = "dense"};
+  if (from->parameterization != to->parameterization)
+    return SPT_FAIL(SPT_ERR_USAGE, "--init-from %s: its model.parameterization is \"%s\", this job's \"%s\": they must be the same",
+                    t->options.init_from, kinds[from->parameterization], kinds[to->parameterization]);
   const struct {
     const char *key;
     double from, to;
-  } keys[] = {{"heads", (double)from->heads, (double)to->heads},
+  } keys[] = {{"hidden", (double)from->hidden, (double)to->hidden},
+              {"layers", (double)from->layers, (double)to->layers},
+              {"ffn", (double)from->ffn, (double)to->ffn},
+              {"vocab", (double)from->vocab, (double)to->vocab},
+              {"heads", (double)from->heads, (double)to->heads},
               {"kv_heads", (double)from->kv_heads, (double)to->kv_heads},
               {"tie_embeddings", from->tie_embeddings, to->tie_embeddings},
               {"rope_theta", from->rope_theta, to->rope_theta},

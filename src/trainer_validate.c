@@ -58,7 +58,7 @@ static spt_status evaluate(trainer *t, const volatile sig_atomic_t *stop, double
   own_windows(t, windows, &begin, &end);
   *done_p = true;
   for (int64_t pass = 0; *done_p && pass < passes; pass++) {
-    spt_watchdog_at(&t->here, t->step, SPT_PHASE_VALIDATION);
+    spt_watchdog_at(t->here, t->step, SPT_PHASE_VALIDATION);
     const int64_t batch = begin / micro + pass; // of the tree
     const spt_status status = validate_pass(t, begin, end, pass, sums && batch < batches ? &sums[batch] : &sum);
     double flags[2] = {status != SPT_OK, *stop != 0}; // one small message a pass keeps all ranks together

@@ -124,7 +124,7 @@ static void step(const run *r, bool again) {
   assert_ok(backend->ops->zero(backend, r->gradients, (size_t)r->layout.elements * sizeof(float)));
   for (int i = 0; i < (again ? 2 : 1); i++)
     assert_ok(spt_model_train(r->model, SEQUENCES, r->ids, r->targets, 1.0f / (float)step_cost_tokens(), NULL, &loss));
-  assert_ok(spt_optimizer_gradient_stats(r->optimizer, r->control, NULL));
+  assert_ok(spt_optimizer_gradient_stats(r->optimizer, r->control));
   assert_ok(backend->ops->download(backend, &control, r->control, sizeof control));
   assert_true(isfinite(loss) && control.non_finite == 0);
   assert_ok(spt_optimizer_step(r->optimizer, 1, r->control));

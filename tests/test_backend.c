@@ -67,7 +67,7 @@ static void test_peak_and_profile(void **state) {
   for (int i = 0; i < 1 << 22; i++) assert_int_equal(((unsigned char *)memory)[i], 0);
   void *control; // zeroed
   OPS_OK(backend->ops->alloc(backend, sizeof(spt_control), &control));
-  OPS_OK(backend->ops->gradient_stats(backend, 1 << 20, memory, control));
+  OPS_OK(backend->ops->gradient_stats(backend, 1 << 20, memory, 0, control));
   const spt_op_profile *row = &backend->profile.ops[SPT_OP_GRADIENT_STATS][0];
   assert_true(row->calls == 1 && row->seconds > 0.0 && row->products == 0.0 && row->flops == 0.0);
   assert_true(row->bytes == 4.0 * (1 << 20));
@@ -185,8 +185,26 @@ static void test_large_products(void **state) {
   for (int form = 0; form < 4; form++) check_large(form & 1, form & 2);
 }
 
+static volatile float normal = 2e-38f, subnormal = 1e-40f, factor = 1e-3f, large = 1e10f; // a local one the compiler multiplies itself
+/* Once a backend is open, no thread of its team makes a subnormal number or reads one as other than 0. */
+static void test_subnormals(void **state) {
+  (void)state;
+  enum { THREADS = 3 };
+  spt_backend *backend = open_cpu(SPT_BACKEND_CPU, SPT_PRECISION_FP32, THREADS, 1);
+  float made[THREADS], read[THREADS];
+#pragma omp parallel for num_threads(THREADS) schedule(static)
+  for (int i = 0; i < THREADS; i++) {
+    made[i] = normal * factor;
+    read[i] = subnormal * large;
+  }
+#if defined(__x86_64__) || defined(__aarch64__)
+  for (int i = 0; i < THREADS; i++) assert_true(made[i] == 0 && read[i] == 0);
+#endif
+  backend->ops->close(&backend);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {cmocka_unit_test(test_open), cmocka_unit_test(test_large_products), cmocka_unit_test(test_peak_and_profile),
-                                     cmocka_unit_test(test_workspace)};
+                                     cmocka_unit_test(test_workspace), cmocka_unit_test(test_subnormals)};
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -120,7 +120,7 @@ static void issue_ops(ops_fixture *f, unsigned char *memory) {
                                             .workspace = workspace};
   OPS_OK(ops->group_backward(f->backend, &backward));
   OPS_OK(ops->embedding_backward(f->backend, TOKENS, HIDDEN, VOCAB, ids, dx, dtable));
-  OPS_OK(ops->gradient_stats(f->backend, VOCAB * HIDDEN, dtable, control));
+  OPS_OK(ops->gradient_stats(f->backend, VOCAB * HIDDEN, dtable, 0, control));
   const spt_factor_entry entries[2] = {{HIDDEN, 8, masters.a[0], masters.b[0], momentum, u, sigma, direction},
                                        {HIDDEN, 8, masters.a[1], masters.b[1], momentum + 512, u + 64, sigma + 1, direction + 512}};
   OPS_OK(ops->factor_momentum(f->backend, 2, entries, 0.9f, true, f->act, control));

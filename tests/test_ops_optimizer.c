@@ -120,14 +120,20 @@ static void round_body(ops_fixture *f) {
 
 static void stats_body(ops_fixture *f) {
   const int64_t count = ops_draw(f, 1, 200000), bad = ops_draw(f, 0, 3);
+  const int group = (int)ops_draw(f, 0, SPT_CONTROL_GROUPS - 1);
   double *g = ops_random(f, count, 3.0), want = 1.5;
   const float *device = ops_put(f, g, count, SPT_F32);
   for (int64_t i = 0; i < count; i++) want += g[i] * g[i];
   spt_control control = {.sum_squares = 1.5, .non_finite = 2.0}, *const device_control = ops_put_control(f, control);
-  OPS_OK(f->backend->ops->gradient_stats(f->backend, count, device, device_control));
+  OPS_OK(f->backend->ops->gradient_stats(f->backend, count, device, group, device_control));
   OPS_OK(f->backend->ops->download(f->backend, &control, device_control, sizeof control));
   ops_check(f, "sum of squares", &control.sum_squares, &want, 1, SPT_F32, 1e-5);
   assert_true(control.non_finite == 2.0);
+  control.sum_squares -= 1.5;
+  for (int g = 0; g < SPT_CONTROL_GROUPS; g++) {
+    if (g == group) ops_check(f, "squares of the group", &control.group_squares[g], &control.sum_squares, 1, SPT_F32, 1e-12);
+    else assert_true(control.group_squares[g] == 0);
+  }
   static const double broken[] = {(double)INFINITY, -(double)INFINITY, (double)NAN};
   for (int64_t i = 0; i < bad && i < count; i++) g[(i + 1) * count / (bad + 1) - 1] = broken[i];
   float *host = malloc((size_t)count * sizeof *host);
@@ -137,7 +143,7 @@ static void stats_body(ops_fixture *f) {
   for (int64_t i = 0; i < count; i++) found += !isfinite(host[i]);
   OPS_OK(f->backend->ops->upload(f->backend, (void *)(uintptr_t)device, host, (size_t)count * sizeof *host));
   free(host);
-  OPS_OK(f->backend->ops->gradient_stats(f->backend, count, device, device_control));
+  OPS_OK(f->backend->ops->gradient_stats(f->backend, count, device, group, device_control));
   OPS_OK(f->backend->ops->download(f->backend, &control, device_control, sizeof control));
   assert_true(control.non_finite == 2.0 + (double)found);
 }

@@ -279,7 +279,7 @@ static void run_steps(const method_case *c, run *r, double bound) {
     upload_all(r, r->gradients, golden.gradients + t * golden.params.count);
     spt_control control = {0};
     assert_ok(ops->upload(r->backend, r->control, &control, sizeof control));
-    for (int rank = 0; rank < r->ranks; rank++) assert_ok(spt_optimizer_gradient_stats(r->optimizer[rank], r->control, NULL));
+    for (int rank = 0; rank < r->ranks; rank++) assert_ok(spt_optimizer_gradient_stats(r->optimizer[rank], r->control));
     assert_ok(ops->download(r->backend, &control, r->control, sizeof control));
     assert_true(control.non_finite == 0);
     assert_true(fabs(control.sum_squares / c->sum_squares[t] - 1) <= 1e-6);

@@ -37,7 +37,7 @@ model() {
 method() {
     echo '[optimizer]'
     echo "method = \"$1\""
-    [ "${3:-}" = printed ] && echo "lr = $2" || echo "lr = $2 # ours: the paper took the best of a sweep (sweeps/)"
+    [ "${3:-}" = printed ] && echo "lr = $2" || echo "lr = $2 # ours: the paper took the best of a sweep"
     echo
 }
 guided() {

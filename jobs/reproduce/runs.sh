@@ -20,20 +20,21 @@ model() { echo "model.hidden=$1 model.ffn=$(ffn "$1")"; }
 rates() {
     case $1 in
     spectron | muon) echo 0.003 0.01 0.03 0.1 ;;
-    renorm) echo 0.03 0.1 0.3 ;;
-    sgd) echo 0.01 0.1 1 ;;
-    adamw | self-guided) echo 0.001 0.003 0.01 ;;
-    dense-muon) echo 0.003 0.01 0.03 ;;
+    renorm) echo 0.1 0.3 1 3 ;;
+    sgd) echo 0.1 1 10 ;;
+    adamw | self-guided) echo 0.001 0.003 0.01 0.03 ;;
+    dense-muon) echo 0.003 0.01 0.03 0.1 ;;
     esac
 }
-# settings of a method; with AdamW the method's learning rate is everything's
+# settings of a method; its learning rate is everything's, embedding, head and gains included, but for two whose rates are of another size
 method() {
     case $1 in
-    self-guided) echo "optimizer.method=adamw optimizer.adamw.lr=-1 guidance.method=self-guided guidance.stochastic=true" ;;
+    self-guided) echo "optimizer.method=adamw guidance.method=self-guided guidance.stochastic=true" ;;
     self-guided-muon) echo "optimizer.method=muon guidance.method=self-guided guidance.stochastic=true" ;;
-    adamw) echo "optimizer.method=adamw optimizer.adamw.lr=-1" ;;
+    adamw) echo "optimizer.method=adamw" ;;
     dense-muon) echo "optimizer.method=muon model.parameterization=dense" ;;
-    dense-adamw) echo "optimizer.method=adamw optimizer.adamw.lr=-1 model.parameterization=dense" ;;
+    dense-adamw) echo "optimizer.method=adamw model.parameterization=dense" ;;
+    renorm | sgd) echo "optimizer.method=$1 optimizer.adamw.lr=0.03" ;;
     *) echo "optimizer.method=$1" ;;
     esac
 }
@@ -61,7 +62,6 @@ runs() {
     # Figures 1, 5, 6: dense and low-rank at equal FLOPs, by size
     for hidden in $sizes; do
         for seed in 1 2; do
-            [ $seed = 1 ] || [ "$hidden" = $middle ] || continue
             echo "2 equal-dense-$hidden-seed-$seed $(model "$hidden") schedule.steps=$(dense_steps "$hidden") $(method dense-muon) optimizer.lr=best:dense-muon run.seed=$seed"
             echo "2 equal-low-rank-$hidden-seed-$seed $(model "$hidden") schedule.match_flops=../../../runs/reproduce/scale-$scale/dense-$hidden.toml $(method spectron) optimizer.lr=best:spectron run.seed=$seed"
         done

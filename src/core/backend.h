@@ -32,7 +32,7 @@ static inline float spt_element(const void *values, int64_t i, spt_dtype dtype) 
 }
 
 #define SPT_GROUP_MAX 3
-enum { SPT_LATER_BYTES = 256 };
+enum { SPT_LATER_BYTES = 512 };
 
 typedef enum { SPT_PROLOGUE_NONE, SPT_PROLOGUE_RMSNORM, SPT_PROLOGUE_SWIGLU } spt_prologue;
 typedef enum { SPT_EPILOGUE_NONE, SPT_EPILOGUE_ROPE, SPT_EPILOGUE_RESIDUAL } spt_epilogue;
@@ -159,8 +159,9 @@ typedef struct spt_gemm_batch {
 
 /* What a step knows of its gradient, and what is decided from it; host-readable on the CPU. Sums and maxima over ranks are taken of the first
  * SPT_CONTROL_SUMS and the SPT_CONTROL_MAXIMA doubles behind them. */
-enum { SPT_CONTROL_TOLD = 3, SPT_CONTROL_SUMS = 4 + SPT_CONTROL_TOLD, SPT_CONTROL_MAXIMA = 1 };
+enum { SPT_CONTROL_GROUPS = 31, SPT_CONTROL_TOLD = 3, SPT_CONTROL_SUMS = SPT_CONTROL_GROUPS + 4 + SPT_CONTROL_TOLD, SPT_CONTROL_MAXIMA = 1 };
 typedef struct spt_control {
+  double group_squares[SPT_CONTROL_GROUPS]; /* sum_squares, by group (gradient_groups.h) */
   double sum_squares; /* of the (owned) gradients */
   double non_finite;  /* number of non-finite gradient elements */
   double loss;        /* Σ losses of the step */
@@ -281,8 +282,9 @@ typedef struct spt_ops {
 
   /* optimizer; a factor (or a slice) is one thread's work or one entry of a fixed batch */
   spt_status (*batched_gemm)(spt_backend *backend, const spt_gemm_batch *batch);
-  /* control->sum_squares += Σ g², control->non_finite += number of non-finite g; sums in double, in a fixed order per call */
-  spt_status (*gradient_stats)(spt_backend *backend, int64_t count, const float *g, spt_control *control);
+  /* control->sum_squares += Σ g², as do its group_squares[group]; control->non_finite += number of non-finite g; sums in double, in a fixed order per
+   * call */
+  spt_status (*gradient_stats)(spt_backend *backend, int64_t count, const float *g, int group, spt_control *control);
   /* *sum += Σ values, in double, in a fixed order; sum is backend memory */
   spt_status (*sum)(spt_backend *backend, int64_t count, const float *values, double *sum);
   /* spt_control_decide on the device */

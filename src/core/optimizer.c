@@ -312,32 +312,23 @@ void spt_optimizer_set_applied(spt_optimizer *optimizer, int64_t applied) {
 
 /* ---- the step ---- */
 
-static spt_status add_stats(spt_optimizer *optimizer, const spt_tensor *tensor, int64_t count, const float *gradient,
-                            spt_control *control, double *group_squares) {
-  spt_backend *backend = optimizer->backend;
-  if (!group_squares) return backend->ops->gradient_stats(backend, count, gradient, control);
-  spt_control own = {0}; // backend memory is the host's
-  SPT_TRY(backend->ops->gradient_stats(backend, count, gradient, &own));
-  control->sum_squares += own.sum_squares;
-  control->non_finite += own.non_finite;
-  group_squares[spt_gradient_group(tensor)] += own.sum_squares;
-  return SPT_OK;
-}
+_Static_assert((int)SPT_GRADIENT_GROUPS == (int)SPT_CONTROL_GROUPS, "a sum for each group");
 
-spt_status spt_optimizer_gradient_stats(spt_optimizer *optimizer, spt_control *control, double *group_squares) {
+spt_status spt_optimizer_gradient_stats(spt_optimizer *optimizer, spt_control *control) {
+  spt_backend *backend = optimizer->backend;
   for (int i = 0; i < optimizer->pair_count; i++) {
     const owned_pair *owned = &optimizer->pairs[i];
     for (int side = 0; side < spt_pair_sides(owned->pair); side++) {
       const float *gradient = optimizer->gradients + optimizer->layout->offset[spt_pair_tensor(owned->pair, side)];
       const spt_tensor *tensor = factor(optimizer, owned, side);
-      SPT_TRY(add_stats(optimizer, tensor, tensor->count, gradient, control, group_squares));
+      SPT_TRY(backend->ops->gradient_stats(backend, tensor->count, gradient, spt_gradient_group(tensor), control));
     }
   }
   for (int i = 0; i < optimizer->slice_count; i++) {
     const spt_slice slice = optimizer->slices[i].slice;
     const float *gradient = optimizer->gradients + optimizer->layout->offset[slice.tensor] + slice.begin;
-    const spt_tensor *tensor = &optimizer->params->tensors[slice.tensor];
-    SPT_TRY(add_stats(optimizer, tensor, slice.end - slice.begin, gradient, control, group_squares));
+    const int group = spt_gradient_group(&optimizer->params->tensors[slice.tensor]);
+    SPT_TRY(backend->ops->gradient_stats(backend, slice.end - slice.begin, gradient, group, control));
   }
   return SPT_OK;
 }

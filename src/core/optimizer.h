@@ -51,9 +51,8 @@ const spt_state_piece *spt_optimizer_state(const spt_optimizer *optimizer, int *
  * set. */
 int64_t spt_optimizer_applied(const spt_optimizer *optimizer);
 void spt_optimizer_set_applied(spt_optimizer *optimizer, int64_t applied);
-/* Adds the share's gradient statistics to *control (backend memory), and, where memory is the host's, its sums of squares by group
- * (gradient_groups.h) to group_squares; NULL: not. Local: the caller sums over ranks, then decides clip and apply. */
-spt_status spt_optimizer_gradient_stats(spt_optimizer *optimizer, spt_control *control, double *group_squares);
+/* Adds the share's gradient statistics to *control (backend memory). Local: the caller sums over ranks, then decides clip and apply. */
+spt_status spt_optimizer_gradient_stats(spt_optimizer *optimizer, spt_control *control);
 /* Updates the share's masters with learning rate lr_factor·lr (Alg. 1). Counts the update as applied when control->apply is 1, where
  * memory is the host's; elsewhere control->applied has it counted already (decide), and nothing waits for the decision. */
 spt_status spt_optimizer_step(spt_optimizer *optimizer, double lr_factor, const spt_control *control);

@@ -30,7 +30,7 @@ static spt_status add_part(spt_backend *backend, int64_t count, const float *gra
                            double *non_finite_p) {
   spt_control found = {0};
   SPT_TRY(backend->ops->upload(backend, control, &found, sizeof found));
-  SPT_TRY(backend->ops->gradient_stats(backend, count, gradients, control));
+  SPT_TRY(backend->ops->gradient_stats(backend, count, gradients, 0, control)); // groups are summed from the parts
   SPT_TRY(backend->ops->download(backend, &found, control, sizeof found));
   *sum = found.sum_squares;
   *non_finite_p += found.non_finite;

@@ -130,7 +130,7 @@ size_t step(run &r) {
   ok(ops->zero(r.backend, r.gradients, (size_t)r.layout.elements * sizeof(float)), "zero");
   ok(spt_model_train(r.model, r.micro, ids.data(), ids.data(), 1.0f / (float)tokens, nullptr, &loss), "model");
   const size_t update = simgpu::noted.size();
-  ok(spt_optimizer_gradient_stats(r.optimizer, r.control, nullptr), "norm");
+  ok(spt_optimizer_gradient_stats(r.optimizer, r.control), "norm");
   ok(ops->download(r.backend, &control, r.control, sizeof control), "norm");
   control.apply = 1;
   ok(ops->upload(r.backend, r.control, &control, sizeof control), "decision");

@@ -63,8 +63,14 @@ like() {
     on_gpu "$@"
     same_losses "$with" "$2" "$tolerance" >found
     worst=$("$compare" "$with/$last" "$2/$last" "$(awk -v t="$tolerance" 'BEGIN { print 100 * t }')") || fail "$2: checkpoints differ: $worst"
+    norms "$with" >norms-cpu
+    norms "$2" >norms-gpu
+    paste -d: norms-cpu norms-gpu | awk -F: -v t="$tolerance" '
+        $1 != $3 || $2 == "" || ($2 - $4) ^ 2 > (100 * t * ($2 + 1e-3)) ^ 2 { print "gradient norms: " $0; bad = 1 } END { exit bad || NR < 10 }' || fail "$2: gradient norms by group differ"
     note "$2: $(cat found); checkpoints: $worst"
 }
+# norms RUN: "group:norm", of each step's gradient in turn
+norms() { sed -n 's/.*"grad_norms": *{\([^}]*\)}.*/\1/p' "$1/metrics.jsonl" | tr -d '" ' | tr ',' '\n'; }
 
 note "the CPU's runs"
 # shellcheck disable=SC2086
@@ -140,7 +146,7 @@ done
 
 note "a step's counts, of rank 0 of 2, as the difference between 4 and 16 steps; how often the start waits is drawn, so that waits are rounded"
 # count PRECISION SUMS: SUMS operations of a step, beside the runs of each bucket, are sums of all ranks at once: the decision's two, and the gains of
-# sharded masters. NCCL moves what metrics.jsonl tells, and the decision's 8 doubles; in bf16 half as many bytes are gathered
+# sharded masters. NCCL moves what metrics.jsonl tells, and the decision's 39 doubles; in bf16 half as many bytes are gathered
 count() {
     for steps in 4 16; do
         export SIMGPU_REPORT="$work/counts-$1-$steps"
@@ -152,7 +158,7 @@ count() {
     [ "$(counted synchronizations)" = 0 ] || fail "a step waits for the device"
     for name in launches products; do [ "$(counted $name)" -gt 0 ] || fail "no $name in a step"; done
     told=counted-$1-16/metrics.jsonl
-    [ "$(counted collective_bytes)" = $(($(told reduce_bytes) + $(told gather_bytes) + 64)) ] || fail "$1: NCCL moves other bytes than the plan tells"
+    [ "$(counted collective_bytes)" = $(($(told reduce_bytes) + $(told gather_bytes) + 8 * 39)) ] || fail "$1: NCCL moves other bytes than the plan tells"
     runs=$((2 * ($(told reduce_messages) + $(told gather_messages) + 2 - $2)))
     [ "$(counted collectives)" = $((runs + $2)) ] || fail "$1: NCCL is called other than $runs + $2 times a step"
 }

@@ -17,7 +17,7 @@ while read -r preset dense low; do
         [ $mode = dense ] || method=spectron want=$low
         "$trainer" --dry-run --ranks 64 --threads 1 --set model.preset="\"$preset\"" --set model.parameterization=$mode --set optimizer.method=$method job.toml >log
         grep -q "^parameters  *$want\$" log || { cat log; fail "$preset $mode: not $want parameters"; }
-        for line in 'FLOPs per step' 'memory per rank' 'optimizer state' 'activations' 'all-reduce' 'all-gather'; do
+        for line in 'FLOPs per step' 'memory per rank' 'optimizer state' 'activations' '^  telemetry  *[1-9]' 'all-reduce' 'all-gather'; do
             grep -q "$line" log || { cat log; fail "$preset $mode: no '$line'"; }
         done
     done

@@ -45,6 +45,12 @@ figure(2-s-low-rank-adamw|3-.*) 93604608 8000
 END
 # factors in the feed-forward layers only: between the low-rank and the dense model
 awk '$1 ~ /^figure13/ { n++; if ($2 <= 93604608 || $2 >= 134105856) exit 1 } END { exit n != 3 }' all || fail "figure13"
+# the three counts of matched steps, and the overheads beside the paper's
+dry "$configs/table1-l-self-guided.toml" >/dev/null
+grep -qE '^steps +14878 .*by nominal 6ND \(this job.s match_count\): 14878, 6ND: 14837, all FLOPs: [0-9]+$' log || { cat log; fail "matched steps are not printed"; }
+grep -qE '^  guidance .*% on top of the run.s; the paper: about 25 %' log || { cat log; fail "guidance's overhead is not printed"; }
+dry "$configs/table1-l-spectron.toml" >/dev/null
+grep -qE '^  overhead +0\.[0-9]+ % .*the paper: under 1 %' log || { cat log; fail "Spectron's overhead is not printed"; }
 # the grid: the base's count, and 6ND is the budget to a step
 sed -n 's/^\([0-9.]*[MB]\) \([0-9]*\)$/\1 \2/p' "$configs/make.sh" >sizes
 awk 'NR == FNR { n[$1] = $2; next }

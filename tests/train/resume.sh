@@ -64,6 +64,8 @@ awk -v a="$first" -v b="$fresh" 'BEGIN { exit !(a < b - 0.1) }' || fail "the bra
 mpi 1 --resume --init-from run-whole/checkpoints/best.h5 --set run.output=run-branch-2 --set checkpoint.resume=true --set schedule.steps=2 job.toml >log 2>&1 || { cat log; fail "a requeued branch"; }
 again=$(losses run-branch-2 | awk 'NR == 1 { print $2 }')
 awk -v a="$again" -v b="$fresh" 'BEGIN { exit !(a < b - 0.1) }' || fail "a branch with nothing to resume starts at $again"
+expect 2 'its model.parameterization is "low-rank", this job.s "dense"' mpi 1 --init-from run-whole/checkpoints/best.h5 --set run.output=run-other --set model.parameterization=dense job.toml
+expect 2 'model.hidden = ' mpi 1 --init-from run-whole/checkpoints/best.h5 --set run.output=run-other --set model.hidden=24 --set model.ffn=48 job.toml
 expect 2 'heads' mpi 1 --init-from run-whole/checkpoints/best.h5 --set run.output=run-other --set model.heads=6 job.toml
 
 note "best.h5, lost between a save and its link, comes back"

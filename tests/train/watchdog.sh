@@ -51,6 +51,8 @@ start run-killed
 pid=$(rank_pid $launcher 2)
 kill -KILL "$pid"
 ended 137 'rank [01]: ended by signal 15 after step [0-9]*, in '
+[ "$(grep -c '^spectron-dist: rank 2 died after step [1-9][0-9]*, in [a-z]' log)" = 1 ] || { cat log; fail "the rank that died is not named once, with step and phase"; }
+! grep -q '^spectron-dist: rank [01] died' log || { cat log; fail "a rank that left is taken for a dead one"; }
 
 # hang WHAT: three ranks, of which rank 1 hangs after some steps
 hang() {
