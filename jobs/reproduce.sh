@@ -45,18 +45,18 @@ export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 
 # final NAME: its last validation loss; nothing where it diverged or has not ended
 final() { awk -F, 'END { if (NR > 0 && $4 != "") print $4 }' "$points/$1.csv" 2>/dev/null; }
-# best GROUP: the learning rate with the lowest loss among a sweep's runs (GROUP-lr-LR)
+# best GROUP: the learning rate and weight decay with the lowest loss among a sweep's runs
 best() {
-    sweep "$1" | while read -r name lr; do loss=$(final "$name"); [ -z "$loss" ] || echo "$loss $lr"; done | sort -g | awk 'NR == 1 { print $2 }'
+    sweep "$1" | while read -r name lr decay; do loss=$(final "$name"); [ -z "$loss" ] || echo "$loss $lr $decay"; done | sort -g | awk 'NR == 1 { print $2, $3 }'
 }
-# resolve SETTING...: best:GROUP becomes the sweep's learning rate
+# resolve SETTING...: optimizer.lr=best:GROUP becomes the sweep's best learning rate and weight decay
 resolve() {
     for setting; do
         case $setting in
         *=best:*)
-            lr=$(best "${setting#*=best:}")
-            [ -n "$lr" ] || { echo "reproduce.sh: no run of the sweep ${setting#*=best:} has ended well" >&2; return 5; }
-            printf '%s=%s\n' "${setting%%=best:*}" "$lr" ;;
+            rate=$(best "${setting#*=best:}")
+            [ -n "$rate" ] || { echo "reproduce.sh: no run of the sweep ${setting#*=best:} has ended well" >&2; return 5; }
+            printf '%s=%s\noptimizer.weight_decay=%s\n' "${setting%%=best:*}" "${rate% *}" "${rate#* }" ;;
         *) printf '%s\n' "$setting" ;;
         esac
     done

@@ -1,5 +1,5 @@
 # The runs of jobs/reproduce.sh, to be sourced with $scale and $out set. Each line of runs(): STAGE NAME SETTING...; stage 2 takes the best learning
-# rates of stage 1's sweeps (best:GROUP). A sweep's runs are GROUP-lr-RATE; further seeds end in -seed-N.
+# rates of stage 1's sweeps (best:GROUP). A sweep's runs are GROUP-lr-RATE[-wd-DECAY]; further seeds end in -seed-N.
 
 # A trial: hidden 16, 12 steps. Else hidden sizes and steps by scale.
 if [ "$scale" = 0 ]; then
@@ -17,13 +17,14 @@ dense_steps() {
 }
 model() { echo "model.hidden=$1 model.ffn=$(ffn "$1")"; }
 
+# of a sweep: learning rates, each with its weight decay behind a colon where that is not small.toml's 0.1 (what decay takes grows with the rate)
 rates() {
     case $1 in
-    spectron | muon) echo 0.003 0.01 0.03 0.1 ;;
-    renorm) echo 0.1 0.3 1 3 ;;
-    sgd) echo 0.1 1 10 ;;
-    adamw | self-guided) echo 0.001 0.003 0.01 0.03 ;;
-    dense-muon) echo 0.003 0.01 0.03 0.1 ;;
+    spectron | muon) echo 0.003 0.01 0.03 0.1 0.03:0.01 0.1:0.01 ;;
+    renorm) echo 0.03 0.1 0.3 1 0.1:0.01 0.3:0.01 1:0.01 ;;
+    sgd) echo 0.1 1 0.1:0.001 1:0.001 10:0.001 ;;
+    adamw | self-guided) echo 0.001 0.003 0.01 0.03 0.003:0.01 0.01:0.01 ;;
+    dense-muon) echo 0.003 0.01 0.03 0.1 0.03:0.01 0.1:0.01 ;;
     esac
 }
 # settings of a method; its learning rate is everything's, embedding, head and gains included, but for two whose rates are of another size
@@ -38,8 +39,15 @@ method() {
     *) echo "optimizer.method=$1" ;;
     esac
 }
-# sweep GROUP: the names and learning rates of its runs
-sweep() { for lr in $(rates "$1"); do echo "$1-lr-$lr $lr"; done; }
+# sweep GROUP: its runs' names, learning rates and weight decays
+sweep() {
+    for rate in $(rates "$1"); do
+        case $rate in
+        *:*) echo "$1-lr-${rate%:*}-wd-${rate#*:} ${rate%:*} ${rate#*:}" ;;
+        *) echo "$1-lr-$rate $rate 0.1" ;;
+        esac
+    done
+}
 
 # The dense models' jobs, which their low-rank counterparts match in FLOPs
 dense_jobs() {
@@ -54,7 +62,10 @@ runs() {
     [ "$scale" != 0 ] || usual="$usual validation.tokens=4096"
     # the sweeps: Tables 1 and 2, Figures 4, 10, 12, and the dense models'
     for group in spectron adamw self-guided muon dense-muon renorm sgd; do
-        sweep "$group" | while read -r name lr; do echo "1 $name $usual $(method "$group") optimizer.lr=$lr run.seed=1"; done
+        sweep "$group" | while read -r name lr decay; do
+            [ "$decay" != 0.1 ] || decay=
+            echo "1 $name $usual $(method "$group") optimizer.lr=$lr ${decay:+optimizer.weight_decay=$decay }run.seed=1"
+        done
     done
     # Figure 12's other points
     echo "1 spectron-lr-0.001 $usual $(method spectron) optimizer.lr=0.001 run.seed=1"

@@ -25,7 +25,7 @@ grep -q 'not run' $results || fail "what was not run is not said"
 note "$wanted runs; again: none; one changed: that one, which diverges"
 start
 [ "$(made)" = 0 ] || { cat start.log; fail "a second start trains again"; }
-sed -i 's/^    sgd) echo 0.1 1 10 ;;/    sgd) echo 0.1 1 1000 ;;/' tree/jobs/reproduce/runs.sh
-grep -q '0.1 1 1000' tree/jobs/reproduce/runs.sh || fail "the sweep of SGD reads otherwise"
+sed -i 's/^    sgd) echo 0.1 1 /    sgd) echo 0.1 1000 /' tree/jobs/reproduce/runs.sh
+grep -q 'sgd) echo 0.1 1000 ' tree/jobs/reproduce/runs.sh || fail "the sweep of SGD reads otherwise"
 start
 [ "$(made)" = 1 ] && grep -q '^sgd-lr-1000: diverged' start.log && grep -q '1000: diverged' $results || { cat start.log; fail "a run that diverges"; }
