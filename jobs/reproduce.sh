@@ -1,7 +1,7 @@
 #!/bin/sh
 # reproduce.sh [--scale N] [--jobs N] [--only PATTERN] [--report] [--list]: the paper's comparisons at the scale of two cores, on real text, unattended.
 #
-# Trains every run of jobs/reproduce/runs.sh (about 60, of 290,000 parameters; two at a time, each on a core of its own), first the sweeps, then what
+# Trains every run of jobs/reproduce/runs.sh (82, most of 290,000 parameters; two at a time, each on a core of its own), first the sweeps, then what
 # takes their best learning rates, and writes configs/paper/RESULTS.md with pictures beside it: the paper's figure next to ours for every table and
 # figure. An interrupted start goes on where it was; a finished run is kept as its points and not made again unless its settings change (a new build of
 # the program keeps them; the report names the builds).
@@ -19,10 +19,13 @@ scale=1 jobs=$(nproc) report=no list=no one= only=.
 while [ $# -gt 0 ]; do
     case $1 in
     --scale | --jobs)
-        case ${2:-} in '' | *[!0-9]*) echo "reproduce.sh: $1 ${2:-}: wants a number" >&2; exit 2 ;; esac
+        case ${2:-} in [0-9] | [1-9][0-9]) ;; *) echo "reproduce.sh: $1 ${2:-}: wants a number below 100" >&2; exit 2 ;; esac
         [ "$1" = --scale ] && scale=$2 || jobs=$2
         shift ;;
-    --only) only=${2:?}; shift ;;
+    --only)
+        [ -n "${2:-}" ] || { echo "reproduce.sh: --only: wants a regular expression" >&2; exit 2; }
+        only=$2
+        shift ;;
     --report) report=yes ;;
     --list) list=yes ;;
     --one) one=$2; shift ;; # a run by its name, for xargs below
@@ -37,8 +40,8 @@ data=$top/data/reproduce
 out=$top/runs/reproduce/scale-$scale points=$top/runs/reproduce/scale-$scale/points
 base=$top/configs/paper/small/small.toml
 probe=model.layers.4.self_attn.o_proj # the matrix of Figures 2 and 3
-mkdir -p "$points"
 . jobs/reproduce/runs.sh
+wanted() { runs | awk -v only="$only" '$2 ~ only'; }
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 
 # ---- one run ----
@@ -113,13 +116,19 @@ train() {
 # core: the CPU of this slot of xargs, of those allowed
 core() { taskset -cp $$ | sed 's/.*: //' | tr ',' '\n' | awk -F- -v slot="${SPT_SLOT:-0}" '{ for (c = $1; c <= (NF > 1 ? $2 : $1); c++) cpu[n++] = c } END { print cpu[slot % n] }'; }
 
+if [ $list = yes ]; then
+    wanted
+    exit 0
+fi
+[ -n "$(wanted)" ] || { echo "reproduce.sh: --only $only: no run's name matches; --list prints them" >&2; exit 2; }
+if [ $report = yes ] && [ -z "$(ls "$points" 2>/dev/null)" ]; then
+    echo "reproduce.sh: --report: no run has ended in $points; start without --report" >&2
+    exit 2
+fi
+mkdir -p "$points"
 if [ -n "$one" ]; then
     # shellcheck disable=SC2046
     train $(runs | awk -v name="$one" '$2 == name { $1 = ""; print }')
-    exit 0
-fi
-if [ $list = yes ]; then
-    runs
     exit 0
 fi
 
@@ -140,7 +149,7 @@ if [ $report = no ]; then
     echo $size >"$data/size"
     dense_jobs
     for stage in 1 2; do
-        names=$(runs | awk -v stage=$stage -v only="$only" '$1 == stage && $2 ~ only { print $2 }')
+        names=$(wanted | awk -v stage=$stage '$1 == stage { print $2 }')
         echo "== stage $stage: $(echo "$names" | grep -c .) runs, $jobs at a time"
         echo "$names" |
             xargs -r -n 1 -P "$jobs" --process-slot-var=SPT_SLOT sh jobs/reproduce.sh --scale "$scale" --one || exit 5

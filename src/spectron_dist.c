@@ -278,6 +278,8 @@ static spt_metric_record make_record(const trainer *t, const trainer_step *step,
                                    .ranks = t->comm->size,
                                    .micro = t->config.batch.micro,
                                    .threads = t->backend->threads,
+                                   .reduction = 1 + t->config.dist.reduction,
+                                   .precision = trainer_precision(t) + 1,
                                    .loss_z = t->watch.z,
                                    .spikes = t->watch.spikes.count,
                                    .gradient_groups = spt_gradient_groups_present(t->params)};

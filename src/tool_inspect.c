@@ -194,17 +194,6 @@ static spt_status inspect_checkpoint(const options *o) {
   return status;
 }
 
-/* By the first bytes: HDF5 must not see a file before it is checked. */
-static spt_status recognise(const char *path, bool *checkpoint_p) {
-  unsigned char magic[8] = {0};
-  FILE *file = fopen(path, "rbe");
-  if (!file) return SPT_FAIL(SPT_ERR_DATA, "%s: cannot be opened: %s", path, strerror(errno));
-  const size_t got = fread(magic, 1, sizeof magic, file);
-  fclose(file);
-  *checkpoint_p = got == sizeof magic && spt_seal_has_magic(magic);
-  return SPT_OK;
-}
-
 spt_status spt_tool_inspect(int argc, char **argv) {
   options o;
   SPT_TRY(parse(argc, argv, &o));
@@ -213,6 +202,6 @@ spt_status spt_tool_inspect(int argc, char **argv) {
     return SPT_OK;
   }
   bool checkpoint = false;
-  SPT_TRY(recognise(o.path, &checkpoint));
+  SPT_TRY(spt_checkpoint_recognise(o.path, &checkpoint)); // by the first bytes: HDF5 must not see a file before it is checked
   return checkpoint ? inspect_checkpoint(&o) : inspect_tokens(&o);
 }

@@ -82,7 +82,7 @@ static spt_status wait_for(pid_t pid, const char *log) {
 /* The trainer as it computed the step, with an output of its own. */
 static spt_status compute(const options *o, const replay_plan *plan, const char *folder, const char *log) {
   char trainer[SPT_PATH_MAX], job[SPT_PATH_MAX], from[SPT_PATH_MAX + 16], step[32], threads[32];
-  char output[SPT_PATH_MAX + 32], micro[64], backend[64], precision[64];
+  char output[SPT_PATH_MAX + 32], micro[64], backend[64], reduction[64], precision[64];
   const char *arguments[2 * SETS_MAX + 20];
   rehearsal_launcher launcher;
   pid_t pid;
@@ -97,14 +97,16 @@ static spt_status compute(const options *o, const replay_plan *plan, const char 
   snprintf(output, sizeof output, "--set=run.output=%s/run", folder);
   snprintf(micro, sizeof micro, "--set=batch.micro=%lld", (long long)plan->micro);
   snprintf(backend, sizeof backend, "--set=device.backend=%s", plan->backend);
-  snprintf(precision, sizeof precision, "--set=device.precision=%s", plan->precision);
+  snprintf(reduction, sizeof reduction, "--set=dist.reduction=%s", plan->reduction ? plan->reduction : "");
+  snprintf(precision, sizeof precision, "--set=device.precision=%s", plan->precision ? plan->precision : "");
   arguments[n++] = step;
   arguments[n++] = threads;
   arguments[n++] = micro;
   arguments[n++] = "--set=checkpoint.resume=false";
   if (plan->checkpoint[0]) arguments[n++] = from;
   if (plan->backend[0]) arguments[n++] = backend;
-  if (plan->precision[0]) arguments[n++] = precision;
+  if (plan->reduction) arguments[n++] = reduction;
+  if (plan->precision) arguments[n++] = precision;
   for (int i = 0; i < o->set_count; i++) {
     arguments[n++] = "--set";
     arguments[n++] = o->sets[i];

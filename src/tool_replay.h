@@ -13,7 +13,8 @@ typedef struct replay_plan {
   int64_t count;
   char *job; /* the job's text; malloc'ed */
   bool post_mortem;
-  char backend[16], precision[16]; /* of the post-mortem; "": as the job says */
+  char backend[16];                   /* of the post-mortem; "": as the job says */
+  const char *reduction, *precision; /* of the records; NULL: as the job says */
   int64_t ranks, micro, threads;
 } replay_plan;
 

@@ -8,6 +8,7 @@
 #include "io/post_mortem.h"
 #include "io/step_files.h"
 
+#include <errno.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -53,10 +54,11 @@ static spt_status take_post_mortem(replay_plan *plan, const char *path) {
   if (!format || !job || strcmp(format, SPT_POST_MORTEM_FORMAT) != 0)
     status = SPT_FAIL(SPT_ERR_DATA, "replay: %s: no post-mortem of this program; move it away to do without", path);
   if (status == SPT_OK) status = take_records(plan, json_object_get(all, "records"));
+  if (status == SPT_OK && (plan->count == 0 || plan->recorded[plan->count - 1].step != plan->step))
+    status = SPT_FAIL(SPT_ERR_DATA, "replay: %s: its records do not end with step %lld; move it away to do without", path, (long long)plan->step);
   if (status == SPT_OK) {
     const json_t *machine = json_object_get(all, "machine");
     take_text(machine, "backend", plan->backend);
-    take_text(machine, "precision", plan->precision);
     plan->post_mortem = true;
     plan->job = strdup(job);
     if (!plan->job) status = SPT_FAIL(SPT_ERR_RESOURCE, "replay: out of memory for the job");
@@ -70,8 +72,11 @@ static spt_status find_records(replay_plan *plan) {
   struct stat there;
   snprintf(path, sizeof path, "%s/metrics.jsonl", plan->run);
   if (stat(path, &there) != 0)
-    return SPT_FAIL(SPT_ERR_USAGE, "replay: %s: holds no metrics.jsonl; give a run's folder, [run] output", plan->run);
+    return SPT_FAIL(SPT_ERR_USAGE, "replay: %s: %s; give a run's folder, [run] output", path, strerror(errno));
   SPT_TRY(spt_metrics_read(path, &plan->recorded, &plan->count));
+  for (int64_t i = 1; i < plan->count; i++)
+    if (plan->recorded[i].step <= plan->recorded[i - 1].step)
+      return SPT_FAIL(SPT_ERR_DATA, "replay: %s: step %lld stands after step %lld", path, (long long)plan->recorded[i].step, (long long)plan->recorded[i - 1].step);
   const int64_t newest = plan->count > 0 ? plan->recorded[plan->count - 1].step : 0;
   spt_post_mortem_path(plan->run, plan->step, path);
   if (stat(path, &there) == 0) return take_post_mortem(plan, path);
@@ -159,6 +164,7 @@ static spt_status find_checkpoint(replay_plan *plan, char **job_p) {
   candidates list = {0};
   spt_status status = SPT_OK;
   bool found = plan->from == 0;
+  char passed_over[512] = ""; // why the newest that might do does not
   if (found) return SPT_OK;
   SPT_TRY_GOTO(add_folder(plan->run, "checkpoints", &list), done);
   SPT_TRY_GOTO(add_folder(plan->run, "post-mortem", &list), done);
@@ -168,11 +174,12 @@ static spt_status find_checkpoint(replay_plan *plan, char **job_p) {
     const candidate *one = &list.all[i];
     if (one->step >= plan->step || (plan->from > 0 && one->step != plan->from)) continue;
     found = is_intact(one, job_p);
+    if (!found && !passed_over[0]) snprintf(passed_over, sizeof passed_over, "%s", spt_error_message());
     if (!found) continue;
     plan->from = one->step;
     snprintf(plan->checkpoint, sizeof plan->checkpoint, "%s", one->path);
   }
-  if (!found) status = refuse(plan, &list);
+  if (!found) status = passed_over[0] ? SPT_FAIL(SPT_ERR_DATA, "replay: no checkpoint before step %lld serves; the newest: %s", (long long)plan->step, passed_over) : refuse(plan, &list);
 done:
   free(list.all);
   return status;
@@ -194,7 +201,13 @@ static spt_status find_job(replay_plan *plan, char *checkpoint_job) {
   size_t size;
   snprintf(path, sizeof path, "%s/job.toml", plan->run);
   spt_status status = SPT_OK;
-  if (!plan->job) status = spt_file_read_all(path, &plan->job, &size);
+  if (!plan->job && spt_file_read_all(path, &plan->job, &size) != SPT_OK) { // the checkpoint's, where there is one
+    if (checkpoint_job) {
+      plan->job = checkpoint_job;
+      return SPT_OK;
+    }
+    status = SPT_FAIL(SPT_ERR_DATA, "replay: %s cannot be read, and there is no checkpoint to take the job from", path);
+  }
   if (status == SPT_OK && !plan->post_mortem && !has_rate(plan, plan->job) && has_rate(plan, checkpoint_job)) {
     free(plan->job);
     plan->job = checkpoint_job;
@@ -225,6 +238,12 @@ static spt_status settle(replay_plan *plan) {
   plan->ranks = last->ranks;
   plan->micro = last->micro;
   plan->threads = last->threads;
+  if (last->reduction > 0) plan->reduction = spt_metric_reductions[last->reduction - 1];
+  if (last->precision > 0) plan->precision = spt_metric_precisions[last->precision - 1];
+  static spt_config config; // large
+  if (spt_job_parse(plan->job, "the run's job", ".", NULL, 0, &config) == SPT_OK && config.batch.sequences % (last->ranks * last->micro) != 0)
+    return SPT_FAIL(SPT_ERR_DATA, "replay: step %lld of %s: %lld ranks with a micro-batch of %lld do not divide the job's %lld sequences: no such run",
+                    (long long)last->step, plan->run, (long long)last->ranks, (long long)last->micro, (long long)config.batch.sequences);
   for (int64_t i = 0; i < plan->count; i++) {
     const spt_metric_record *one = &plan->recorded[i];
     if (one->ranks != last->ranks || one->micro != last->micro)
@@ -232,6 +251,9 @@ static spt_status settle(replay_plan *plan) {
                       "replay: step %lld was computed on %lld ranks, micro-batch %lld, step %lld on %lld, %lld: choose a later checkpoint with --from",
                       (long long)one->step, (long long)one->ranks, (long long)one->micro, (long long)last->step, (long long)last->ranks,
                       (long long)last->micro);
+    if (one->reduction != last->reduction || one->precision != last->precision)
+      return SPT_FAIL(SPT_ERR_USAGE, "replay: step %lld was computed with another [dist] reduction or [device] precision than step %lld: choose a later checkpoint with --from",
+                      (long long)one->step, (long long)last->step);
   }
   return SPT_OK;
 }

@@ -328,6 +328,8 @@ void trainer_spectral_record(const trainer *t, spt_metric_record *record);
 /* trainer_watch.c, rank 0: spikes, and what they and skipped steps leave behind. A disk that fails is told of, and ends nothing. */
 /* After the metrics are open: takes up where the recorded losses end. */
 void trainer_watch_open(trainer *t);
+/* The place in spt_metric_precisions of what matrices are multiplied in. */
+int trainer_precision(const trainer *t);
 void trainer_watch_close(trainer *t);
 /* Judges a step's loss: watch.z, watch.spikes, watch.notable. Before the step's record is made. */
 void trainer_watch_judge(trainer *t, const trainer_step *step);

@@ -360,6 +360,7 @@ static spt_status open_branch(trainer *t, spt_checkpoint **checkpoint_p) {
               {"layers", (double)from->layers, (double)to->layers},
               {"ffn", (double)from->ffn, (double)to->ffn},
               {"vocab", (double)from->vocab, (double)to->vocab},
+              {"rank_ratio", from->rank_ratio, to->rank_ratio},
               {"heads", (double)from->heads, (double)to->heads},
               {"kv_heads", (double)from->kv_heads, (double)to->kv_heads},
               {"tie_embeddings", from->tie_embeddings, to->tie_embeddings},

@@ -31,6 +31,7 @@ void trainer_watch_open(trainer *t) {
   int64_t count;
   const spt_metric_record *records = spt_metrics_records(t->metrics, &count);
   *watch = (trainer_watch){.z = NAN};
+  if (spt_post_mortem_set_aside(t->config.run.output, t->step) != SPT_OK) trainer_progress_warning("%s; training goes on", spt_error_message());
   for (int64_t i = 0; i < count; i++) {
     spt_spikes_add(&watch->spikes, records[i].loss);
     keep(watch, watch->count++, &records[i]);
@@ -51,6 +52,10 @@ void trainer_watch_judge(trainer *t, const trainer_step *step) {
 }
 
 /* ---- the post-mortem ---- */
+
+int trainer_precision(const trainer *t) {
+  return t->backend->act == SPT_BF16 ? 1 : t->config.device.precision == SPT_PRECISION_TF32 ? 2 : 0;
+}
 
 /* Which windows of which shards the global batch was, and who trained them. */
 static json_t *list_samples(const trainer *t, int64_t number) {
@@ -90,13 +95,9 @@ static json_t *list_records(const trainer_watch *watch) {
 
 static json_t *describe_machine(const trainer *t) {
   const spt_backend *backend = t->backend;
-  const char *precision = backend->act == SPT_BF16 ? "bf16" : t->config.device.precision == SPT_PRECISION_TF32 ? "tf32" : "fp32";
-  static const char *const reductions[] = {[SPT_REDUCTION_ALL_REDUCE] = "all-reduce",
-                                           [SPT_REDUCTION_REDUCE_SCATTER] = "reduce-scatter",
-                                           [SPT_REDUCTION_TREE] = "tree"};
   return json_pack("{s:i, s:i, s:I, s:s, s:s, s:s, s:s}", "ranks", t->comm->size, "threads", backend->threads, "micro",
-                   (json_int_t)t->config.batch.micro, "reduction", reductions[t->config.dist.reduction], "backend",
-                   backend->host_memory ? "cpu" : "cuda", "precision", precision, "description", backend->description);
+                   (json_int_t)t->config.batch.micro, "reduction", spt_metric_reductions[t->config.dist.reduction], "backend",
+                   backend->host_memory ? "cpu" : "cuda", "precision", spt_metric_precisions[trainer_precision(t)], "description", backend->description);
 }
 
 /* The whole as text; malloc'ed, NULL: out of memory. checkpoint: of a step, kept for the replay, −1: none. */

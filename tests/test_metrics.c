@@ -50,6 +50,8 @@ static spt_metric_record make(int64_t step) {
                          .ranks = 1 + step % 3,
                          .micro = 2 * step,
                          .threads = 4,
+                         .reduction = step % 3 + 1,
+                         .precision = step % 2 + 1,
                          .loss_z = step % 4 ? number(s, 30) : (double)NAN,
                          .spikes = step / 2,
                          .gradient_groups = (uint32_t)spt_random_bits(seed, 0, 60) & ((1u << SPT_GRADIENT_GROUPS) - 1)};
@@ -94,7 +96,7 @@ static void assert_record(const spt_metric_record *r, int64_t step) {
   assert_true(r->step == w.step && r->tokens == w.tokens && r->reduce_bytes == w.reduce_bytes &&
               r->reduce_messages == w.reduce_messages && r->gather_bytes == w.gather_bytes &&
               r->gather_messages == w.gather_messages && r->validated == w.validated && r->guided == w.guided);
-  assert_true(r->ranks == w.ranks && r->micro == w.micro && r->threads == w.threads && r->spikes == w.spikes &&
+  assert_true(r->ranks == w.ranks && r->micro == w.micro && r->threads == w.threads && r->reduction == w.reduction && r->precision == w.precision && r->spikes == w.spikes &&
               r->gradient_groups == w.gradient_groups);
   assert_same(r->loss_z, w.loss_z);
   for (int g = 0; g < SPT_GRADIENT_GROUPS; g++) assert_same(r->grad_norms[g], w.gradient_groups >> g & 1 ? w.grad_norms[g] : (double)NAN);

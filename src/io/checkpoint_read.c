@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 #define XXH_STATIC_LINKING_ONLY // streaming state on the stack
 #include <xxhash.h>
@@ -83,8 +84,10 @@ static spt_status read_metadata(spt_checkpoint *checkpoint, const spt_extent *ex
 }
 
 static spt_status open_file(spt_checkpoint *checkpoint) {
-  checkpoint->fd = open(checkpoint->path, O_RDONLY | O_CLOEXEC);
+  struct stat info;
+  checkpoint->fd = open(checkpoint->path, O_RDONLY | O_NONBLOCK | O_CLOEXEC); // a pipe would be waited for
   if (checkpoint->fd < 0) return SPT_FAIL(SPT_ERR_DATA, "%s: opening failed: %s", checkpoint->path, strerror(errno));
+  if (fstat(checkpoint->fd, &info) != 0 || !S_ISREG(info.st_mode)) return SPT_FAIL(SPT_ERR_DATA, "%s: not a regular file", checkpoint->path);
   spt_seal seal;
   spt_extent *extents;
   SPT_TRY(spt_seal_check(checkpoint->fd, checkpoint->path, &seal, &extents));
@@ -113,7 +116,7 @@ spt_status spt_checkpoint_open(const char *path, spt_checkpoint **checkpoint_p) 
 
 spt_status spt_checkpoint_recognise(const char *path, bool *checkpoint_p) {
   unsigned char head[8];
-  const int fd = open(path, O_RDONLY | O_CLOEXEC);
+  const int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
   const ssize_t bytes = fd < 0 ? -1 : pread(fd, head, sizeof head, 0);
   const int error = errno;
   if (fd >= 0) close(fd);

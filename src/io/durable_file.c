@@ -178,7 +178,7 @@ spt_status spt_file_copy(const char *from, const char *to) {
 
 spt_status spt_file_read_all(const char *path, char **bytes_p, size_t *count_p) {
   struct stat info;
-  const int fd = open(path, O_RDONLY | O_CLOEXEC);
+  const int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC); // a pipe would be waited for
   if (fd < 0) return SPT_FAIL(SPT_ERR_DATA, "%s: opening failed: %s", path, strerror(errno));
   spt_status status = SPT_OK;
   char *bytes = NULL;

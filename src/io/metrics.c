@@ -14,8 +14,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-typedef enum { COUNT, NUMBER } field_kind;
-typedef enum { ALWAYS, VALIDATED, MEASURED, GUIDED, GUIDED_VALIDATED } field_presence; /* all but the first: only where it was taken */
+typedef enum { COUNT, NUMBER, REDUCTION, PRECISION } field_kind; /* the last two: a word in a line, its number + 1 in a record and in metrics.h5 */
+typedef enum { ALWAYS, VALIDATED, MEASURED, GUIDED, GUIDED_VALIDATED, KNOWN } field_presence; /* all but the first: only where it was taken */
 typedef struct field {
   const char *key;
   field_kind kind;
@@ -24,6 +24,8 @@ typedef struct field {
 } field;
 #define FIELD(key, kind, presence)                                                                                     \
   { #key, kind, presence, offsetof(spt_metric_record, key) }
+
+const char *const spt_metric_reductions[] = {"all-reduce", "reduce-scatter", "tree", NULL}, *const spt_metric_precisions[] = {"fp32", "bf16", "tf32", NULL};
 
 /* One table writes, reads and converts. In the order of a line. */
 static const field fields[] = {
@@ -52,6 +54,8 @@ static const field fields[] = {
     FIELD(ranks, COUNT, ALWAYS),
     FIELD(micro, COUNT, ALWAYS),
     FIELD(threads, COUNT, ALWAYS),
+    FIELD(reduction, REDUCTION, KNOWN),
+    FIELD(precision, PRECISION, KNOWN),
     FIELD(loss_z, NUMBER, ALWAYS),
     FIELD(spikes, COUNT, ALWAYS),
     FIELD(spectral_seconds, NUMBER, MEASURED),
@@ -75,16 +79,29 @@ static bool is_present(const spt_metric_record *record, field_presence presence)
                       [VALIDATED] = record->validated,
                       [MEASURED] = record->matrix_count > 0,
                       [GUIDED] = record->guided,
+                      [KNOWN] = record->reduction > 0 && record->precision > 0,
                       [GUIDED_VALIDATED] = record->guided && record->validated};
   return has[presence];
 }
 
 static double get_number(const spt_metric_record *record, const field *field) {
   const char *at = (const char *)record + field->offset;
-  return field->kind == COUNT ? (double)*(const int64_t *)(const void *)at : *(const double *)(const void *)at;
+  return field->kind != NUMBER ? (double)*(const int64_t *)(const void *)at : *(const double *)(const void *)at;
 }
 
 /* ---- lines ---- */
+
+/* Of a field whose kind is a word; NULL: of another. */
+static const char *const *words_of(field_kind kind) {
+  return kind == REDUCTION ? spt_metric_reductions : kind == PRECISION ? spt_metric_precisions : NULL;
+}
+
+/* 1 + its place; 0: none of them. */
+static int64_t word_number(const char *const *words, const char *word) {
+  for (int64_t i = 0; word && words[i]; i++)
+    if (strcmp(words[i], word) == 0) return i + 1;
+  return 0;
+}
 
 static json_t *number_to_json(double number) {
   return isfinite(number) ? json_real(number) : json_null();
@@ -119,8 +136,9 @@ static json_t *to_json(const spt_metric_record *record) {
   for (int i = 0; line && i < FIELDS; i++) {
     if (!is_present(record, fields[i].presence)) continue;
     const char *at = (const char *)record + fields[i].offset;
-    json_t *value = fields[i].kind == COUNT ? json_integer(*(const int64_t *)(const void *)at)
-                                            : number_to_json(get_number(record, &fields[i]));
+    const char *const *words = words_of(fields[i].kind);
+    const int64_t count = fields[i].kind == NUMBER ? 0 : *(const int64_t *)(const void *)at;
+    json_t *value = words ? json_string(words[count - 1]) : fields[i].kind == COUNT ? json_integer(count) : number_to_json(get_number(record, &fields[i]));
     if (json_object_set_new(line, fields[i].key, value) != 0) { // takes the value, NULL included
       json_decref(line);
       return NULL;
@@ -141,7 +159,10 @@ static bool from_json(const json_t *line, spt_metric_record *record) {
   for (int i = 0; i < FIELDS; i++) {
     const json_t *value = json_object_get(line, fields[i].key);
     char *at = (char *)record + fields[i].offset;
-    if (fields[i].kind == COUNT)
+    const char *const *words = words_of(fields[i].kind);
+    if (words)
+      *(int64_t *)(void *)at = word_number(words, json_string_value(value));
+    else if (fields[i].kind == COUNT)
       *(int64_t *)(void *)at = value ? json_integer_value(value) : 0;
     else
       *(double *)(void *)at = json_is_null(value) ? NAN : json_number_value(value);

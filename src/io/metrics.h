@@ -13,6 +13,9 @@ typedef struct spt_metric_matrix {
   spt_telemetry values;
 } spt_metric_matrix;
 
+/* The words that a job file has for them; NULL ends. */
+extern const char *const spt_metric_reductions[], *const spt_metric_precisions[];
+
 typedef struct spt_metric_record {
   int64_t step, tokens; /* completed */
   double loss, lr, grad_norm, tokens_per_second, step_seconds, data_wait_seconds, model_flops_per_second;
@@ -25,6 +28,7 @@ typedef struct spt_metric_record {
   double validation_loss, perplexity, bits_per_byte; /* bits_per_byte NAN: unknown */
   double validation_loss_low_rank;                   /* of a guided step: without its guides */
   int64_t ranks, micro, threads; /* what computed the step; threads: of rank 0 */
+  int64_t reduction, precision;  /* so did these: 0: not known, else 1 + the place in spt_metric_reductions, _precisions */
   double loss_z;                 /* NAN: not judged */
   int64_t spikes;                /* so far */
   uint32_t gradient_groups;      /* bit g: grad_norms[g] was taken (gradient_groups.h) */

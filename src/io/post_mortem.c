@@ -80,6 +80,38 @@ spt_status spt_post_mortem_write(const char *output, int64_t step, const char *t
   return thin_out(folder, ".json", is_our_text, SPT_POST_MORTEMS_KEPT, SPT_POST_MORTEMS_KEPT);
 }
 
+static spt_status set_aside(const char *path) {
+  struct stat info;
+  char kept[SPT_PATH_MAX];
+  for (int number = 1; number < 1000 && snprintf(kept, sizeof kept, "%s.kept-%d", path, number) < (int)sizeof kept; number++) {
+    if (lstat(kept, &info) == 0) continue;
+    if (rename(path, kept) == 0) return SPT_OK;
+    break;
+  }
+  return SPT_FAIL(SPT_ERR_RESOURCE, "%s, of steps that are made anew, cannot be moved aside; a replay may take it for theirs", path);
+}
+
+spt_status spt_post_mortem_set_aside(const char *output, int64_t step) {
+  static const char *const suffixes[] = {".json", ".h5"};
+  char folder[SPT_PATH_MAX], path[SPT_PATH_MAX];
+  struct stat info;
+  folder_of(output, folder);
+  if (lstat(folder, &info) != 0 || !S_ISDIR(info.st_mode)) return SPT_OK;
+  for (size_t s = 0; s < sizeof suffixes / sizeof *suffixes; s++) {
+    int64_t *steps;
+    size_t count;
+    SPT_TRY(spt_step_files_list(folder, suffixes[s], &steps, &count));
+    spt_status status = SPT_OK;
+    for (size_t i = 0; status == SPT_OK && i < count; i++) {
+      spt_step_file_path(folder, steps[i], suffixes[s], path);
+      if (steps[i] > step && (s == 0 ? is_our_text(path) : is_our_checkpoint(path))) status = set_aside(path);
+    }
+    free(steps);
+    SPT_TRY(status);
+  }
+  return SPT_OK;
+}
+
 static bool same_file(const char *one, const char *other) {
   struct stat a, b;
   return lstat(one, &a) == 0 && lstat(other, &b) == 0 && a.st_ino == b.st_ino && a.st_dev == b.st_dev;

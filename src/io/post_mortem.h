@@ -14,6 +14,8 @@ enum { SPT_POST_MORTEMS_KEPT = 20 /* first, and as many newest */ };
 void spt_post_mortem_path(const char *output, int64_t step, char path[SPT_PATH_MAX]);
 /* Writes it, durably. text: one JSON object whose first key is "format". */
 spt_status spt_post_mortem_write(const char *output, int64_t step, const char *text);
+/* A run that goes on from `step`, or begins (0), leaves another time line: its files of later steps are renamed to ….kept-N. */
+spt_status spt_post_mortem_set_aside(const char *output, int64_t step);
 /* Links checkpoints/step-….h5 of `step` into post-mortem/. SPT_ERR_RESOURCE where the file system has no hard links, or there is no such file. */
 spt_status spt_post_mortem_keep_checkpoint(const char *output, int64_t step);
 

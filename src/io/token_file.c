@@ -107,7 +107,7 @@ static spt_status load_checksums(spt_token_file *file) {
 /* Plain-file checks and, for our own files, the seal. */
 static spt_status open_descriptor(spt_token_file *file, bool *sealed_p, int64_t *begin_p, int64_t *bytes_p) {
   struct stat about;
-  file->descriptor = open(file->path, O_RDONLY | O_CLOEXEC);
+  file->descriptor = open(file->path, O_RDONLY | O_NONBLOCK | O_CLOEXEC); // a pipe would be waited for
   if (file->descriptor < 0 || fstat(file->descriptor, &about) != 0)
     return SPT_FAIL(SPT_ERR_DATA, "%s: cannot be opened: %s", file->path, strerror(errno));
   if (!S_ISREG(about.st_mode)) return SPT_FAIL(SPT_ERR_DATA, "%s: not a file", file->path);

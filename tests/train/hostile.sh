@@ -70,6 +70,13 @@ for kind in 'a list of losses' 'a job in another file' 'a size that overflows'; 
     expect 3 'trick.h5' mpi 1 --init-from trick.h5 --set run.output=run-trick job.toml
 done
 
+note "pipes, which would be waited for, are refused"
+mkfifo pipe.h5
+expect 3 'pipe.h5' timeout 60 "$spectron" inspect pipe.h5
+expect 3 'pipe.h5: not a regular file' mpi 1 --init-from pipe.h5 --set run.output=run-pipe job.toml
+expect 3 'pipe.h5: not a file' mpi 1 --set 'data.train="pipe.h5"' --set run.output=run-pipe job.toml
+rm pipe.h5
+
 note "nothing is written outside of run.output"
 touch stamp
 sleep 1.1

@@ -86,8 +86,38 @@ replays 2 'no intact checkpoint of that step' run-spike --step 60 --from 31
 replays 2 'recorded steps up to 60' run-spike --step 61
 replays 2 'wants a run' run-spike
 replays 2 'not before' run-spike --step 5 --from 5
-replays 2 'no metrics.jsonl' data --step 5
+replays 2 'data/metrics.jsonl: No such file.*give a run.s folder' data --step 5
 find run-spike -type f -exec cksum {} + | sort | cmp before - >&2 || fail "a replay wrote into the run"
+
+note "a resume that changed the reduction; records of what no run could be; the files of another time line make way"
+mixed='--set batch.micro=4 --set checkpoint.every=4 --set checkpoint.keep=9 --set validation.every=0 --set run.output=run-mixed'
+# shellcheck disable=SC2086
+{
+    mpi 2 $mixed --set schedule.steps=12 job.toml >log 2>&1 || { cat log; fail "12 steps"; }
+    mpi 2 $mixed --resume --set schedule.steps=12 --set dist.reduction=tree job.toml >log 2>&1 || { cat log; fail "no more to do"; }
+    rm run-mixed/checkpoints/step-00000012.h5 run-mixed/checkpoints/best.h5 2>/dev/null
+    mpi 2 $mixed --resume --set schedule.steps=12 --set dist.reduction=tree job.toml >log 2>&1 || { cat log; fail "resumed at 8"; }
+}
+grep -q '"reduction":"tree","precision":"[a-z0-9]*"' run-mixed/metrics.jsonl || fail "no reduction recorded"
+replays 0 'step 7: loss .*bit for bit' run-mixed --step 7
+replays 0 'step 11: loss .*bit for bit' run-mixed --step 11
+replays 2 'step 5 was computed with another .dist. reduction' run-mixed --step 11 --from 4
+cp -r run-mixed run-claims
+sed -i 's/"ranks":2/"ranks":60000/' run-claims/metrics.jsonl
+replays 3 '60000 ranks with a micro-batch of 4 do not divide' run-claims --step 7
+cat run-mixed/metrics.jsonl run-mixed/metrics.jsonl >run-claims/metrics.jsonl
+replays 3 'stands after step' run-claims --step 7
+mkfifo run-claims/checkpoints/step-00000006.h5
+cp run-mixed/metrics.jsonl run-claims/metrics.jsonl
+replays 0 'step 7: loss .*bit for bit' run-claims --step 7
+rm -r run-claims/checkpoints run-claims/job.toml
+replays 2 'no intact checkpoint before' run-claims --step 7
+mkdir run-mixed/post-mortem
+cp run-spike/post-mortem/* run-mixed/post-mortem
+# shellcheck disable=SC2086
+mpi 2 $mixed --resume --set schedule.steps=13 --set dist.reduction=tree job.toml >log 2>&1 || { cat log; fail "resumed at 12"; }
+[ -e run-mixed/post-mortem/step-00000041.json.kept-1 ] && [ -e run-mixed/post-mortem/step-00000040.h5.kept-1 ] && [ ! -e run-mixed/post-mortem/step-00000041.json ] ||
+    { ls run-mixed/post-mortem; fail "files of a time line that was left"; }
 
 note "a self-guided run: across the end of guidance, and its last guided step; the guides' norms are part of the whole"
 for reduction in all-reduce tree; do
