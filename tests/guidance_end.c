@@ -11,7 +11,8 @@
 #include <string.h>
 
 enum { APPLIED = 17, SEED = 5 };
-static trainer the_trainer;
+static spt_whereabouts whereabouts;
+static trainer the_trainer = {.here = &whereabouts};
 
 /* Elements [begin, end) of a dataset. */
 static void make(const char *dataset, int64_t begin, int64_t end, float *values) {

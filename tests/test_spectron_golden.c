@@ -41,7 +41,7 @@ static int add_tensor(const char *name, spt_role role, int pair, int64_t rows, i
   spt_tensor *tensor = &golden.tensors[index];
   *tensor = (spt_tensor){.role = role,
                          .layer = -1,
-                         .matrix = -1,
+                         .matrix = pair >= 0 ? SPT_Q : -1,
                          .pair = pair,
                          .rows = rows,
                          .cols = cols,

@@ -130,6 +130,15 @@ plot '< grep ^dense "$pictures/figure6.csv"' using 4:3 with linespoints pt 7 lw 
 END
 fi
 
+# by_parameters HIDDEN: whether the low-rank model's perplexity lies below the dense models', interpolated (logarithms) at its number of parameters
+by_parameters() {
+    awk -F, -v h="$1" '$1 == "dense" { n[++k] = $4; p[k] = $3 } $1 == "low-rank" && $2 == h { at = $4; own = $3 }
+        END { for (i = 1; i < k; i++) if (at != "" && n[i] <= at && at <= n[i + 1]) {
+                  dense = exp(log(p[i]) + (log(at) - log(n[i])) / (log(n[i + 1]) - log(n[i])) * (log(p[i + 1]) - log(p[i])))
+                  printf "%s, %.1f against %.1f\n", own < dense ? "lower" : "not lower", own, dense; exit }
+              print at == "" ? "not run" : "no dense model is as small" }' "$pictures/figure6.csv"
+}
+
 # ---- the table ----
 
 s_spectron=$(seeds spectron | summary) s_muon=$(seeds muon | summary) s_renorm=$(seeds renorm | summary)
@@ -172,7 +181,7 @@ END
     row "Figure 3: AdamW explosive, Muon moderate, Spectron bounded" "curves" "largest ‖ΔW‖₂: $(three "$(largest telemetry-adamw 3)"), $(three "$(largest telemetry-muon 3)"), $(three "$(largest telemetry-spectron 3)"); largest Δy rms: $(three "$(largest telemetry-adamw 4)"), $(three "$(largest telemetry-muon 4)"), $(three "$(largest telemetry-spectron 4)"); last ‖W‖₂: $(for m in adamw muon spectron; do tail -n 1 "$points/telemetry-$m.spectral" 2>/dev/null | cut -d, -f6 | awk '{ printf "%s%.3g", sep, $1 }'; printf ' '; done)" "AdamW > Muon > Spectron, by largest ‖ΔW‖₂: $(ascend "$(largest telemetry-spectron 3)" "$(largest telemetry-muon 3)" "$(largest telemetry-adamw 3)"); by largest Δy rms: $(ascend "$(largest telemetry-spectron 4)" "$(largest telemetry-muon 4)" "$(largest telemetry-adamw 4)")"
     row "Eq. 11: ‖ΔW‖₂ ≤ η (Spectron)" "the bound" "largest ‖ΔW‖₂/η of any matrix: $(three "$(largest telemetry-spectron 7)"), from step 20 on $(three "$(largest telemetry-spectron 7 20)")" "stated: five Newton–Schulz steps exceed it at most 1.2-fold, a power iteration 1.15-fold once it is warm (20 steps) and 3-fold before; $(awk -v a="$(largest telemetry-spectron 7 20)" -v b="$(largest telemetry-spectron 7)" 'BEGIN { if (b == "nan") print "not run"; else print (a + 0 <= 1.2 * 1.15 && b + 0 <= 1.2 * 3) ? "within" : "NOT within" }')"
     for hidden in $sizes; do
-        row "Figure 6: perplexity by size, hidden $hidden" "low-rank lower than a dense model of as many parameters" "dense ($(parameters dense "$hidden")) $(both "equal-dense-$hidden" | cell); low-rank ($(parameters low-rank "$hidden")) $(both "equal-low-rank-$hidden" | cell)" "at equal FLOPs and hidden size low-rank lower: $(holds "$(both "equal-low-rank-$hidden" | summary)" "$(both "equal-dense-$hidden" | summary)"); by parameters: the picture"
+        row "Figure 6: perplexity by size, hidden $hidden" "low-rank lower than a dense model of as many parameters" "dense ($(parameters dense "$hidden")) $(both "equal-dense-$hidden" | cell); low-rank ($(parameters low-rank "$hidden")) $(both "equal-low-rank-$hidden" | cell)" "at equal FLOPs and hidden size low-rank lower: $(holds "$(both "equal-low-rank-$hidden" | summary)" "$(both "equal-dense-$hidden" | summary)"); against the dense curve at as many parameters: $(by_parameters "$hidden")"
     done
     row "Figures 8, 9, 14c, App. D: scaling laws" "N ∝ C^0.479" "not run" "48 runs of 47M to 1.5B parameters: configs/paper/isoflop"
     # unstable RATE: AdamW ends more than 0.5 above its best there, where Spectron ends at most 0.2 above its own
