@@ -73,12 +73,15 @@ parameters() {
 
 # ---- pictures ----
 
+xlabel=step # or, where runs of other lengths are compared, another word: then x is the share of each
 # picture NAME TITLE KIND COLUMN YLABEL SETTING, then lines "LABEL|RUN" on standard input: a column of each run's points (KIND csv or spectral) by step
 picture() {
     name=$1 title=$2 kind=$3 column=$4 ylabel=$5 setting=$6 plot=
     while IFS='|' read -r label run; do
         [ -f "$points/$run.$kind" ] || continue
-        plot="$plot${plot:+, }'$points/$run.$kind' using 1:$column with lines lw 2 title '$label'"
+        x=1
+        [ "$xlabel" = step ] || x="(\$1 / $(awk -F, 'END { print $1 }' "$points/$run.$kind"))"
+        plot="$plot${plot:+, }'$points/$run.$kind' using $x:$column with lines lw 2 title '$label'"
     done
     [ -n "$plot" ] || return 0
     gnuplot <<END
@@ -86,7 +89,7 @@ set terminal svg size 640,400 font 'sans,12'
 set output '$pictures/$name.svg'
 set datafile separator ','
 set title '$title'
-set xlabel 'step'
+set xlabel '$xlabel'
 set ylabel '$ylabel'
 set key top right
 $setting
@@ -103,7 +106,7 @@ for_best() { echo "$2|$(best_run "$1")"; }
 { for lr in 0.001 0.01 0.03; do for m in spectron:Spectron adamw:AdamW self-guided:self-guided self-guided-muon:'self-guided, Muon'; do echo "${m#*:}, $lr|${m%%:*}-lr-$lr"; done; done; } | curves figure12 'Figure 12: learning rates'
 { echo 'Spectron|ffn-spectron-seed-1'; echo 'self-guided|ffn-self-guided-seed-1'; echo 'AdamW|ffn-adamw-seed-1'; } | curves figure13 'Figure 13: factors in the feed-forward layers only'
 wide=${sizes##* }
-{ echo "dense, Muon|equal-dense-$wide-seed-1"; echo "low-rank, Spectron|equal-low-rank-$wide-seed-1"; } | curves figure5 "Figures 1, 5, 14b: equal FLOPs, hidden $wide"
+{ echo "dense, Muon|equal-dense-$wide-seed-1"; echo "low-rank, Spectron|equal-low-rank-$wide-seed-1"; } | xlabel='share of the FLOPs, the same of both' curves figure5 "Figures 1, 5, 14b: equal FLOPs, hidden $wide"
 { echo 'low-rank AdamW|telemetry-adamw'; echo 'dense AdamW|telemetry-dense-adamw'; } | telemetry_picture figure2 'Figure 2: layer 4 o_proj' 3 '|dW|_2'
 for part in 3:a:'|dW|_2' 4:b:'|dy|_rms' 6:c:'|W|_2'; do
     column=${part%%:*} rest=${part#*:}
