@@ -241,9 +241,11 @@ static spt_status settle(replay_plan *plan) {
   if (last->reduction > 0) plan->reduction = spt_metric_reductions[last->reduction - 1];
   if (last->precision > 0) plan->precision = spt_metric_precisions[last->precision - 1];
   static spt_config config; // large
-  if (spt_job_parse(plan->job, "the run's job", ".", NULL, 0, &config) == SPT_OK && config.batch.sequences % (last->ranks * last->micro) != 0)
+  const bool parsed = spt_job_parse(plan->job, "the run's job", ".", NULL, 0, &config) == SPT_OK;
+  const int64_t sequences = config.batch.sequences;
+  if (parsed && (last->micro > sequences || sequences % last->micro != 0 || sequences / last->micro % last->ranks != 0))
     return SPT_FAIL(SPT_ERR_DATA, "replay: step %lld of %s: %lld ranks with a micro-batch of %lld do not divide the job's %lld sequences: no such run",
-                    (long long)last->step, plan->run, (long long)last->ranks, (long long)last->micro, (long long)config.batch.sequences);
+                    (long long)last->step, plan->run, (long long)last->ranks, (long long)last->micro, (long long)sequences);
   for (int64_t i = 0; i < plan->count; i++) {
     const spt_metric_record *one = &plan->recorded[i];
     if (one->ranks != last->ranks || one->micro != last->micro)

@@ -176,6 +176,18 @@ spt_status spt_file_copy(const char *from, const char *to) {
   return status;
 }
 
+bool spt_file_set_aside(const char *path, char *kept, size_t size) {
+  struct stat info;
+  for (int number = 1; number < 1000; number++) {
+    if (snprintf(kept, size, "%s.kept-%d", path, number) >= (int)size) break;
+    if (lstat(kept, &info) == 0) continue;
+    if (rename(path, kept) == 0) return true;
+    break;
+  }
+  kept[0] = '\0';
+  return false;
+}
+
 spt_status spt_file_read_all(const char *path, char **bytes_p, size_t *count_p) {
   struct stat info;
   const int fd = open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC); // a pipe would be waited for

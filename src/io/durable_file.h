@@ -35,6 +35,8 @@ spt_status spt_file_publish(int *fd_p, const char *part, const char *path);
 spt_status spt_file_replace(const char *path, const void *bytes, size_t count);
 /* `to` becomes a durable copy of `from`. */
 spt_status spt_file_copy(const char *from, const char *to);
+/* Renames it to the first free of `path`.kept-1, .kept-2, …, which goes to kept[size]. False, and kept "": it cannot be. */
+bool spt_file_set_aside(const char *path, char *kept, size_t size);
 /* The whole file, NUL-terminated and malloc'ed. */
 spt_status spt_file_read_all(const char *path, char **bytes_p, size_t *count_p);
 

@@ -80,20 +80,9 @@ spt_status spt_post_mortem_write(const char *output, int64_t step, const char *t
   return thin_out(folder, ".json", is_our_text, SPT_POST_MORTEMS_KEPT, SPT_POST_MORTEMS_KEPT);
 }
 
-static spt_status set_aside(const char *path) {
-  struct stat info;
-  char kept[SPT_PATH_MAX];
-  for (int number = 1; number < 1000 && snprintf(kept, sizeof kept, "%s.kept-%d", path, number) < (int)sizeof kept; number++) {
-    if (lstat(kept, &info) == 0) continue;
-    if (rename(path, kept) == 0) return SPT_OK;
-    break;
-  }
-  return SPT_FAIL(SPT_ERR_RESOURCE, "%s, of steps that are made anew, cannot be moved aside; a replay may take it for theirs", path);
-}
-
 spt_status spt_post_mortem_set_aside(const char *output, int64_t step) {
   static const char *const suffixes[] = {".json", ".h5"};
-  char folder[SPT_PATH_MAX], path[SPT_PATH_MAX];
+  char folder[SPT_PATH_MAX], path[SPT_PATH_MAX], kept[SPT_PATH_MAX];
   struct stat info;
   folder_of(output, folder);
   if (lstat(folder, &info) != 0 || !S_ISDIR(info.st_mode)) return SPT_OK;
@@ -104,7 +93,8 @@ spt_status spt_post_mortem_set_aside(const char *output, int64_t step) {
     spt_status status = SPT_OK;
     for (size_t i = 0; status == SPT_OK && i < count; i++) {
       spt_step_file_path(folder, steps[i], suffixes[s], path);
-      if (steps[i] > step && (s == 0 ? is_our_text(path) : is_our_checkpoint(path))) status = set_aside(path);
+      if (steps[i] <= step || !(s == 0 ? is_our_text(path) : is_our_checkpoint(path)) || spt_file_set_aside(path, kept, sizeof kept)) continue;
+      status = SPT_FAIL(SPT_ERR_RESOURCE, "%s, of steps that are made anew, cannot be moved aside; a replay may take it for theirs", path);
     }
     free(steps);
     SPT_TRY(status);

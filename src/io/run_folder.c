@@ -262,13 +262,7 @@ spt_status spt_run_folder_make_room(const char *path, char kept[SPT_PATH_MAX]) {
   struct stat info;
   kept[0] = '\0';
   if (lstat(path, &info) != 0 || is_ours(path)) return SPT_OK;
-  for (int number = 1; number < 1000; number++) {
-    if (snprintf(kept, SPT_PATH_MAX, "%s.kept-%d", path, number) >= SPT_PATH_MAX) break;
-    if (lstat(kept, &info) == 0) continue;
-    if (rename(path, kept) == 0) return SPT_OK;
-    break;
-  }
-  kept[0] = '\0';
+  if (spt_file_set_aside(path, kept, SPT_PATH_MAX)) return SPT_OK;
   return SPT_FAIL(SPT_ERR_RESOURCE, "%s: is no checkpoint of this program and cannot be moved aside; move it away",
                   path);
 }

@@ -105,6 +105,8 @@ replays 2 'step 5 was computed with another .dist. reduction' run-mixed --step 1
 cp -r run-mixed run-claims
 sed -i 's/"ranks":2/"ranks":60000/' run-claims/metrics.jsonl
 replays 3 '60000 ranks with a micro-batch of 4 do not divide' run-claims --step 7
+sed -i 's/"ranks":60000,"micro":4/"ranks":2,"micro":9223372036854775807/' run-claims/metrics.jsonl
+replays 3 'micro-batch of 9223372036854775807 do not divide' run-claims --step 7
 cat run-mixed/metrics.jsonl run-mixed/metrics.jsonl >run-claims/metrics.jsonl
 replays 3 'stands after step' run-claims --step 7
 mkfifo run-claims/checkpoints/step-00000006.h5
