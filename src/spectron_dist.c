@@ -25,41 +25,37 @@ static void request_stop(int signal_number) {
   stop_requested = 1;
 }
 
-/* One line on stderr, numbers where a word is NULL; with nothing but async-signal-safe calls. */
-static void tell(const char *const *words, size_t count, const int64_t *numbers) {
-  char text[256];
-  size_t at = 0;
-  for (size_t i = 0; i < count; i++) {
-    char digits[24], *first = digits + sizeof digits - 1;
-    const char *word = words[i];
-    *first = '\0';
-    if (!word) {
-      int64_t value = *numbers++;
-      const bool negative = value < 0;
-      do *--first = (char)('0' + (negative ? -(value % 10) : value % 10));
-      while ((value /= 10) != 0);
-      if (negative) *--first = '-';
-      word = first;
-    }
-    while (*word && at < sizeof text) text[at++] = *word++;
-  }
-  if (write(STDERR_FILENO, text, at) < 0) {} // nobody to tell
+/* " after step S, in PHASE" */
+static void tell_place(spt_signal_text *text, const spt_whereabouts *here) {
+  spt_signal_text_word(text, " after step ");
+  spt_signal_text_number(text, here->step);
+  spt_signal_text_word(text, ", in ");
+  spt_signal_text_word(text, spt_phase_name((spt_phase)here->phase));
 }
-#define TELL(words, numbers) tell(words, sizeof(words) / sizeof *(words), numbers)
 
-/* Under a launcher TERM may mean that another rank has died, and KILL follows soon: no collective would end. Says which rank of this node is gone
- * and where this one was, and dies of the signal. */
+/* Under a launcher TERM may mean that another rank has died, and KILL follows soon: no collective would end. Says which rank of this node is gone,
+ * where this one was and, on rank 0, where those of other nodes were last heard of (the launcher says which of them died); dies of the signal. */
 static void leave_at_once(int signal_number) {
+  static spt_signal_text text;
   const spt_whereabouts *other;
   spt_neighbours_leave(the_trainer.neighbours);
   const int lost = spt_neighbours_lost(the_trainer.neighbours, &other);
-  if (lost >= 0)
-    TELL(((const char *const[]){"spectron-dist: rank ", NULL, " died after step ", NULL, ", in ", spt_phase_name((spt_phase)other->phase),
-                                ": killed, out of memory, or crashed; all that was saved is intact\n"}),
-         ((const int64_t[]){lost, other->step}));
-  TELL(((const char *const[]){"spectron-dist: rank ", NULL, ": ended by signal ", NULL, " after step ", NULL, ", in ",
-                              spt_phase_name((spt_phase)the_trainer.here->phase), "; nothing more is saved\n"}),
-       ((const int64_t[]){the_trainer.comm ? the_trainer.comm->rank : -1, signal_number, the_trainer.here->step}));
+  if (lost >= 0) {
+    spt_signal_text_word(&text, "spectron-dist: rank ");
+    spt_signal_text_number(&text, lost);
+    spt_signal_text_word(&text, " died");
+    tell_place(&text, other);
+    spt_signal_text_word(&text, ": killed, out of memory, or crashed; all that was saved is intact");
+    spt_signal_text_line(&text);
+  }
+  spt_signal_text_word(&text, "spectron-dist: rank ");
+  spt_signal_text_number(&text, the_trainer.comm ? the_trainer.comm->rank : -1);
+  spt_signal_text_word(&text, ": ended by signal ");
+  spt_signal_text_number(&text, signal_number);
+  tell_place(&text, the_trainer.here);
+  spt_signal_text_word(&text, "; nothing more is saved");
+  spt_watchdog_last_heard(the_trainer.watchdog, &text);
+  spt_signal_text_line(&text);
   signal(signal_number, SIG_DFL);
   raise(signal_number);
 }

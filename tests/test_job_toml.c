@@ -140,6 +140,9 @@ static void errors_name_place_and_remedy(void **state) {
       {"[optimizer]\nnewton_schulz_coefficients = 3", {":2:1: [optimizer] newton_schulz_coefficients: must be a list of 3 numbers", "", ""}},
       {"[optimizer]\nnewton_schulz_coefficients = [3, 4]", {":2:1: [optimizer] newton_schulz_coefficients: must be a list of 3 numbers", "", ""}},
       {"[optimizer]\nnewton_schulz_coefficients = [3, 4, 500.5]", {":2:1: [optimizer] newton_schulz_coefficients = 500.5", "[-100, 100]", ""}},
+      {"[optimizer]\nnewton_schulz_coefficients = [0, 0, 0]", {":2:1: [optimizer] newton_schulz_coefficients = [0, 0, 0]", "0.0625 becomes 0,", "[3.4445, -4.775, 2.0315]"}},
+      {"[optimizer]\nnewton_schulz_coefficients = [-1, 0, 0]", {":2:1: [optimizer] newton_schulz_coefficients = [-1, 0, 0]", "0.0625 becomes -0.0625,", ""}},
+      {"[optimizer]\nnewton_schulz_coefficients = [3, 4, 5]", {":2:1: [optimizer] newton_schulz_coefficients = [3, 4, 5]", "0.0625 becomes ", ""}},
       {"[optimizer]\nnewton_schulz_coefficients = [3, 4, 5]\nnewton_schulz_variant = 'polar-express'", {":2:1: [optimizer] newton_schulz_coefficients", "are the quintic's", ""}},
       {"[optimizer]\nadamw = 1", {":2:1: [optimizer.adamw] must be a table", "", ""}},
       {"model = 1", {":1:1: [model] must be a table", "", ""}},
@@ -300,8 +303,11 @@ static void random_config(spt_config *target, uint64_t *draw) {
   memset(target->schedule.match_flops, 0, sizeof target->schedule.match_flops); // matched_flops has it, and its way of counting
   target->schedule.match_count = SPT_MATCH_NOMINAL;
   if (target->model.parameterization == SPT_DENSE) target->guidance.method = SPT_GUIDANCE_NONE;
-  if (target->optimizer.newton_schulz_variant != SPT_NEWTON_SCHULZ_QUINTIC)
-    memcpy(target->optimizer.newton_schulz_coefficients, spt_quintic, sizeof spt_quintic);
+  for (int i = 0; i < 3; i++) { // near those that orthogonalise
+    double *coefficient = &target->optimizer.newton_schulz_coefficients[i];
+    const double little = target->optimizer.newton_schulz_variant == SPT_NEWTON_SCHULZ_QUINTIC ? 1e-4 * *coefficient : 0;
+    *coefficient = spt_quintic[i] + little;
+  }
   target->schedule.steps = 1 + (int64_t)(bits >> 20) % 100000;
   target->schedule.tokens = 0;
   if (bits & 4) {

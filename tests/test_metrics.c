@@ -195,6 +195,19 @@ static void round_trip(void **unused) {
   free(text);
 }
 
+/* Lines that another hand wrote. */
+static void wrong_values(void **unused) {
+  (void)unused;
+  spt_metric_record record;
+  const char *line = "{\"step\":3,\"loss\":\"2.5\",\"lr\":null,\"grad_norm\":[1],\"step_seconds\":2,\"tokens\":\"9\"}";
+  assert_true(spt_metrics_parse_line(line, strlen(line), &record));
+  assert_int_equal(record.step, 3);
+  assert_true(isnan(record.loss) && isnan(record.lr) && isnan(record.grad_norm));
+  assert_true(record.step_seconds == 2 && record.data_wait_seconds == 0 && record.tokens == 0);
+  const char *none[] = {"", "{", "7", "{\"step\":\"3\"}", "{\"loss\":3}", "{\"step\":3} {\"step\":4}", "{\"step\":3,\"step\":4}"};
+  for (size_t i = 0; i < sizeof none / sizeof none[0]; i++) assert_false(spt_metrics_parse_line(none[i], strlen(none[i]), &record));
+}
+
 static void resume_cuts(void **unused) {
   (void)unused;
   spt_metrics *metrics;
@@ -479,6 +492,7 @@ int main(void) {
   seed = unit_test_seed("test_metrics");
   const struct CMUnitTest tests[] = {
       cmocka_unit_test_setup(round_trip, fresh_folder),
+      cmocka_unit_test(wrong_values),
       cmocka_unit_test_setup(resume_cuts, fresh_folder),
       cmocka_unit_test_setup(resume_between_records, fresh_folder),
       cmocka_unit_test_setup(torn_lines, fresh_folder),

@@ -3,6 +3,8 @@
 
 #include "unit_test.h"
 
+#include <string.h>
+
 enum { RANKS = 4, ALLOWED = 20, SILENT = 30 };
 
 static const int32_t limit[SPT_PHASES] = {[SPT_PHASE_STARTUP] = 200, [SPT_PHASE_VALIDATION] = 50, [SPT_PHASE_SAVE] = 100,
@@ -71,11 +73,41 @@ static void test_without_limit(void **state) {
   assert_int_equal(spt_watchdog_judge(stuck, RANKS, none, SILENT, &silent), -1);
 }
 
+static void expect_text(const spt_rank_report *reports, int size, const char *expected) {
+  spt_signal_text text = {0};
+  spt_watchdog_describe(reports, size, &text);
+  assert_int_equal(text.length, strlen(expected));
+  assert_memory_equal(text.bytes, expected, text.length);
+}
+
+static void test_last_heard(void **state) {
+  (void)state;
+  const spt_rank_report reports[RANKS] = {{7, SPT_PHASE_COMPUTE, 0, 0}, {6, SPT_PHASE_COMPUTE, 3, 0}, {7, SPT_PHASE_REDUCE, 2, 1}, {7, SPT_PHASE_REDUCE, 1, 0}};
+  expect_text(reports, RANKS, "; last heard of: rank 1 after step 6, in forward and backward; ranks 2-3 after step 7, in gradient reduction");
+  expect_text(reports, 2, "; last heard of: rank 1 after step 6, in forward and backward");
+  expect_text(reports, 1, "");
+}
+
+/* What does not fit is left out; numbers at both ends of their range. */
+static void test_signal_text(void **state) {
+  (void)state;
+  spt_signal_text text = {0};
+  spt_signal_text_number(&text, INT64_MIN);
+  spt_signal_text_word(&text, " ");
+  spt_signal_text_number(&text, INT64_MAX);
+  spt_signal_text_number(&text, 0);
+  assert_int_equal(text.length, 20 + 1 + 19 + 1);
+  assert_memory_equal(text.bytes, "-9223372036854775808 92233720368547758070", text.length);
+  for (int i = 0; i < 1000; i++) spt_signal_text_word(&text, "long word");
+  assert_int_equal(text.length, sizeof text.bytes - 1);
+}
+
 int main(void) {
   const struct CMUnitTest tests[] = {
       cmocka_unit_test(test_nobody),          cmocka_unit_test(test_slow_is_not_stuck),
       cmocka_unit_test(test_stuck),           cmocka_unit_test(test_hung_collective),
       cmocka_unit_test(test_silence_comes_first), cmocka_unit_test(test_without_limit),
+      cmocka_unit_test(test_last_heard),      cmocka_unit_test(test_signal_text),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -2,6 +2,7 @@
 
 #include "config_keys.h"
 #include "decimal.h"
+#include "newton_schulz.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -177,6 +178,7 @@ spt_status spt_config_complete(spt_config *config) {
       memcmp(config->optimizer.newton_schulz_coefficients, spt_quintic, sizeof spt_quintic) != 0)
     return SPT_FAIL(SPT_ERR_USAGE, "[optimizer] newton_schulz_coefficients: are the quintic's; leave them out with newton_schulz_variant = "
                                    "\"polar-express\", which has its own");
+  SPT_TRY(spt_newton_schulz_check(&config->optimizer));
   if (!config->run.name[0] || strchr(config->run.name, '/'))
     return SPT_FAIL(SPT_ERR_USAGE, "[run] name = \"%s\": must be a plain name, without slashes", config->run.name);
   if (!config->run.output[0]) return SPT_FAIL(SPT_ERR_USAGE, "[run] output = \"\": must not be empty");

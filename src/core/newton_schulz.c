@@ -21,6 +21,21 @@ spt_polynomial spt_newton_schulz_polynomial(const spt_optimizer_config *config, 
   return (spt_polynomial){(float)(p[0] / scale), (float)(p[1] / pow(scale, 3)), (float)(p[2] / pow(scale, 5))};
 }
 
+spt_status spt_newton_schulz_check(const spt_optimizer_config *config) {
+  enum { VALUES = 16 };
+  const double least = 1e-3, most = 10, *p = config->newton_schulz_coefficients;
+  if (config->newton_schulz_variant != SPT_NEWTON_SCHULZ_QUINTIC) return SPT_OK;
+  for (int i = 1; i <= VALUES; i++) {
+    double s = (double)i / VALUES;
+    for (int step = 0; step < config->newton_schulz_steps; step++) s *= p[0] + s * s * (p[1] + s * s * p[2]);
+    if (!(s >= least && s <= most))
+      return SPT_FAIL(SPT_ERR_USAGE, "[optimizer] newton_schulz_coefficients = [%g, %g, %g]: in %d iterations the singular value %g becomes %g, which must be "
+                                     "near 1 and at least in [%g, %g]; the paper's are [%g, %g, %g]", p[0], p[1], p[2], (int)config->newton_schulz_steps,
+                      (double)i / VALUES, s, least, most, spt_quintic[0], spt_quintic[1], spt_quintic[2]);
+  }
+  return SPT_OK;
+}
+
 static int64_t align_elements(int64_t count) {
   return (count + 31) / 32 * 32;
 }

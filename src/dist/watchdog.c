@@ -79,6 +79,32 @@ int spt_watchdog_judge(const spt_rank_report *reports, int size, const int32_t l
   return limit[phase] > 0 && reports[worst].idle > limit[phase] ? worst : -1;
 }
 
+static bool same_place(const spt_rank_report *a, const spt_rank_report *b) {
+  return a->step == b->step && a->phase == b->phase;
+}
+
+void spt_watchdog_describe(const spt_rank_report *reports, int size, spt_signal_text *text) {
+  for (int first = 1, last; first < size; first = last + 1) {
+    const spt_rank_report place = reports[first];
+    for (last = first; last + 1 < size && same_place(&reports[last + 1], &place);) last++;
+    spt_signal_text_word(text, first == 1 ? "; last heard of: " : "; ");
+    spt_signal_text_word(text, first == last ? "rank " : "ranks ");
+    spt_signal_text_number(text, first);
+    if (last > first) {
+      spt_signal_text_word(text, "-");
+      spt_signal_text_number(text, last);
+    }
+    spt_signal_text_word(text, " after step ");
+    spt_signal_text_number(text, place.step);
+    spt_signal_text_word(text, ", in ");
+    spt_signal_text_word(text, spt_phase_name((spt_phase)place.phase));
+  }
+}
+
+void spt_watchdog_last_heard(const spt_watchdog *w, spt_signal_text *text) {
+  if (w && w->comm->rank == 0) spt_watchdog_describe(w->reports, w->peers, text);
+}
+
 /* ---- the end of the job ---- */
 
 /* MPI_Abort ends all ranks; should it not return, or not end this one, the alarm does. */

@@ -152,7 +152,7 @@ static json_t *to_json(const spt_metric_record *record) {
   return line;
 }
 
-/* Keys that are not there read as 0, null as NAN; unknown keys are left alone. All but the matrices. */
+/* Keys that are not there read as 0; where a number is due, null, and whatever else is none, as NAN; unknown keys are left alone. All but the matrices. */
 static bool from_json(const json_t *line, spt_metric_record *record) {
   memset(record, 0, sizeof *record);
   if (!json_is_integer(json_object_get(line, "step"))) return false;
@@ -165,7 +165,7 @@ static bool from_json(const json_t *line, spt_metric_record *record) {
     else if (fields[i].kind == COUNT)
       *(int64_t *)(void *)at = value ? json_integer_value(value) : 0;
     else
-      *(double *)(void *)at = json_is_null(value) ? NAN : json_number_value(value);
+      *(double *)(void *)at = value && !json_is_number(value) ? NAN : json_number_value(value);
   }
   record->validated = json_object_get(line, "validation_loss") != NULL;
   get_norms(line, record);

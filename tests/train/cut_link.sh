@@ -1,5 +1,6 @@
 #!/bin/sh
-# Two ranks in two network namespaces, as on two hosts; the link between them is cut. Each side must notice and leave by itself.
+# Two ranks in two network namespaces, as on two hosts. One is killed: the other says where it was. The link between them is cut: each side must
+# notice and leave by itself.
 # Needs root and iproute2's `ip netns`; exits with 77 (skipped) without them.
 . "$(dirname "$0")/lib.sh"
 a=spt-a-$$ b=spt-b-$$
@@ -31,28 +32,44 @@ mkdir tmp-a tmp-b
 make_data
 make_job job.toml run
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 OMP_WAIT_POLICY=passive
-TMPDIR=$work/tmp-a ip netns exec "$a" mpirun --mca plm_rsh_agent "$work/agent" --mca btl self,tcp --mca pml ob1 --mca btl_tcp_if_include 10.77.0.0/24 \
-    --mca oob_tcp_if_include 10.77.0.0/24 --mca mpi_yield_when_idle 1 --host 10.77.0.1:1,10.77.0.2:1 -np 2 --bind-to none \
-    -x OMP_WAIT_POLICY "$trainer" --threads 1 --set run.output="$work/run" --set checkpoint.every=0 --set schedule.steps=1000000 --set validation.every=0 \
-    --set dist.timeout_seconds=3 "$work/job.toml" >log 2>&1 &
-launcher=$!
-wait_records run 5
+# start RUN: a rank in each namespace, in the background
+start() {
+    TMPDIR=$work/tmp-a ip netns exec "$a" mpirun --mca plm_rsh_agent "$work/agent" --mca btl self,tcp --mca pml ob1 --mca btl_tcp_if_include 10.77.0.0/24 \
+        --mca oob_tcp_if_include 10.77.0.0/24 --mca mpi_yield_when_idle 1 --host 10.77.0.1:1,10.77.0.2:1 -np 2 --bind-to none \
+        -x OMP_WAIT_POLICY "$trainer" --threads 1 --set run.output="$work/$1" --set checkpoint.every=0 --set schedule.steps=1000000 --set validation.every=0 \
+        --set dist.timeout_seconds=3 "$work/job.toml" >log 2>&1 &
+    launcher=$!
+    wait_records "$1" 5
+    sleep 1 # some heartbeats
+    [ -n "$(trainers "$a")" ] && [ -n "$(trainers "$b")" ] || { cat log; fail "not a rank in each namespace"; }
+}
 trainers() { # NAMESPACE: the ranks in it
     ip netns pids "$1" | while read -r pid; do
         if { tr '\0' ' ' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -q '^[^ ]*spectron-dist '; then echo "$pid"; fi
     done
 }
-[ -n "$(trainers "$a")" ] && [ -n "$(trainers "$b")" ] || { cat log; fail "not a rank in each namespace"; }
+all_leave() {
+    began=$(date +%s) n=0
+    while [ -n "$(trainers "$a")$(trainers "$b")" ]; do
+        n=$((n + 1)); [ $n -lt 400 ] || { cat log; fail "after 40 s there are still ranks: $(trainers "$a") and $(trainers "$b")"; }
+        sleep 0.1
+    done
+    note "no rank is left after $(($(date +%s) - began)) s"
+}
+
+note "a rank is killed"
+start killed
+# shellcheck disable=SC2046
+kill -KILL $(trainers "$b")
+all_leave
+wait "$launcher" && fail "success"
+grep -q '^spectron-dist: rank 0: ended by signal 15 after step [0-9]*, in .*; last heard of: rank 1 after step [1-9][0-9]*, in [a-z]' log || { cat log; fail "no word of where rank 1 was"; }
+grep '^spectron-dist:' log
 
 note "the link is cut"
-cut=$(date +%s)
+start run
 ip -n "$b" link set "vb$$" down
-n=0
-while [ -n "$(trainers "$a")$(trainers "$b")" ]; do
-    n=$((n + 1)); [ $n -lt 400 ] || { cat log; fail "after 40 s there are still ranks: $(trainers "$a") and $(trainers "$b")"; }
-    sleep 0.1
-done
-note "both ranks have left after $(($(date +%s) - cut)) s"
+all_leave
 grep -q '^spectron-dist: rank 1 gives no sign of life for [0-9]* s, after step [0-9]*, in ' log || { cat log; fail "rank 0 does not name rank 1"; }
 grep '^spectron-dist:' log
 kill "$launcher" 2>/dev/null || :
