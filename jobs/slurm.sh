@@ -5,6 +5,7 @@
 #   TRAINER    the program (default $SPECTRON/build-release/src/spectron-dist)
 #   LAUNCHER   srun, mpirun, or auto: srun where Slurm has PMIx, else mpirun
 #   BACKEND    cpu, cuda or auto
+#   SETTLE     seconds after the launcher's start in which a USR1 waits, until the ranks can hear it (10)
 #
 # spectron_run JOB [OPTION]...: runs the trainer with --resume and ends the script with its exit code. On 75 (stopped by
 # USR1 after saving everything) the job is put back into the queue, unless it was submitted with --no-requeue or
@@ -14,6 +15,7 @@ SPECTRON=${SPECTRON:-$SLURM_SUBMIT_DIR}
 TRAINER=${TRAINER:-$SPECTRON/build-release/src/spectron-dist}
 LAUNCHER=${LAUNCHER:-auto}
 BACKEND=${BACKEND:-auto}
+SETTLE=${SETTLE:-10}
 
 spectron_say() { echo "[$(date '+%F %T')] job $SLURM_JOB_ID: $*"; }
 
@@ -31,6 +33,14 @@ spectron_launcher() {
     esac
 }
 
+# USR1 to the launcher, which passes it on; not before the ranks can hear it.
+spectron_pass_on() {
+    spectron_signalled=yes
+    spectron_age=$(($(date +%s) - spectron_began))
+    [ $spectron_age -ge "$SETTLE" ] || sleep $((SETTLE - spectron_age))
+    kill -USR1 $spectron_pid 2>/dev/null
+}
+
 spectron_run() {
     if [ $# -lt 1 ] || [ ! -f "$1" ]; then
         echo "usage: sbatch TEMPLATE JOB.toml [OPTION]...${1:+ ($1: no such file)}" >&2
@@ -45,24 +55,24 @@ spectron_run() {
     spectron_early=no
     trap 'spectron_early=yes' USR1 # before the launcher is there
     spectron_command=$(spectron_launcher) || exit 2
+    # the jobs that wait or run: the lock that one of ours has left in the run's folder and that is not among them is taken over
+    SPECTRON_SLURM_JOBS=$(squeue --noheader --format=%A 2>/dev/null | tr '\n' ' ') || SPECTRON_SLURM_JOBS=
+    export SPECTRON_SLURM_JOBS
     spectron_say "start $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST, $SLURM_NTASKS ranks by ${spectron_command%% *}"
 
     # In the background, so that the shell can hear USR1 meanwhile. A signal ends `wait` early; it is called again until
-    # the launcher itself has ended. 127: it had ended already, and its status is known.
-    spectron_signalled=no
+    # the launcher itself has ended. 127 then: it had ended already, and its status is known.
     # shellcheck disable=SC2086
     $spectron_command "$TRAINER" --resume --backend "$BACKEND" --threads "${SLURM_CPUS_PER_TASK:-1}" "$@" "$spectron_job" &
     spectron_pid=$!
-    trap 'spectron_signalled=yes; kill -USR1 $spectron_pid 2>/dev/null' USR1
-    if [ $spectron_early = yes ]; then # once the ranks can hear it
-        sleep 10
-        kill -USR1 $spectron_pid 2>/dev/null
-    fi
-    spectron_status=0
+    spectron_began=$(date +%s)
+    trap spectron_pass_on USR1
+    [ $spectron_early = no ] || spectron_pass_on
+    spectron_status=
     while :; do
         spectron_signalled=no spectron_now=0
         wait "$spectron_pid" || spectron_now=$?
-        [ $spectron_now = 127 ] || spectron_status=$spectron_now
+        if [ $spectron_now != 127 ] || [ -z "$spectron_status" ]; then spectron_status=$spectron_now; fi
         [ $spectron_signalled = yes ] || break
     done
     trap '' USR1

@@ -112,12 +112,15 @@ static spt_status wait_for_save(const rehearsal *r, watch *w) {
   return SPT_OK;
 }
 
-static spt_status wait_for_end(const rehearsal *r, watch *w) {
+/* Until it ends, by itself or, guided, once it has come to r->end and is asked to stop. */
+static spt_status wait_for_end(rehearsal *r, watch *w) {
+  r->end_code = r->guided ? SPT_STOPPED : 0;
   for (int code;;) {
     const bool ended = rehearsal_ended(w->pid, &code);
     SPT_TRY(look(r, w));
-    if (ended) return code == 0 ? SPT_OK : failed_with(r, w->what, code);
+    if (ended) return code == r->end_code ? SPT_OK : failed_with(r, w->what, code);
     SPT_TRY(check_patience(r, w));
+    if (r->guided && w->saved >= r->end) kill(w->pid, SIGUSR1); // again is the same request
     nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
   }
 }
@@ -198,13 +201,16 @@ static spt_status check_last_checkpoint(rehearsal *r) {
   return status;
 }
 
+enum { MANY_STEPS = 1000000 }; // more than a fast machine makes before it is seen that it saved
+
 static spt_status resume(rehearsal *r, const records *before) {
   watch w;
   records after = {0};
   r->end = r->saved + REHEARSAL_SAVE_EVERY > REHEARSAL_STEPS ? r->saved + REHEARSAL_SAVE_EVERY : REHEARSAL_STEPS;
-  SPT_TRY(start(r, "the resumed run", true, r->end, &w));
+  SPT_TRY(start(r, "the resumed run", true, r->guided ? MANY_STEPS : r->end, &w));
   SPT_TRY(wait_for_end(r, &w));
   spt_status status = read_records(r, &after);
+  if (r->guided && after.count > r->end) r->end = after.count; // it was stopped somewhat later
   if (status == SPT_OK) status = compare_records(r, before, &after);
   free(after.all);
   SPT_TRY(status);
@@ -212,7 +218,6 @@ static spt_status resume(rehearsal *r, const records *before) {
 }
 
 static spt_status start_and_kill(rehearsal *r, records *before_p) {
-  enum { MANY_STEPS = 1000000 }; // more than a fast machine makes before it is seen that it saved
   char path[SPT_PATH_MAX];
   watch w;
   SPT_TRY(start(r, "the first start", false, MANY_STEPS, &w));

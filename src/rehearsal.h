@@ -64,17 +64,19 @@ int rehearsal_kill_all(void);
 typedef struct rehearsal {
   const char *trainer, *folder;
   int ranks;
+  bool guided;     /* the job is self-guided: where guidance ends hangs on the steps, which then stay; the resumed run is stopped with USR1 */
   double patience; /* seconds without a new step, or after a save was due, before it has failed */
   rehearsal_launcher launcher;
   /* results */
   int64_t killed_after, saved, end; /* steps */
   int64_t repeated;                 /* steps done twice, with the same losses */
+  int end_code;                     /* of the resumed run: 0, guided SPT_STOPPED */
   int64_t checkpoint_bytes;         /* size of the file of step `end` */
   double seconds_per_step;          /* median, of the resumed run */
 } rehearsal;
 
 /* Starts, waits for a save and two steps more, kills, resumes, checks: the resumed run begins with the step after the
- * newest checkpoint, has every step once, repeats the losses bit for bit, exits with 0 and leaves an intact last
+ * newest checkpoint, has every step once, repeats the losses bit for bit, exits as it should and leaves an intact last
  * checkpoint. A failure has the trainer's code where it gave one, and words what failed. No process is left. */
 spt_status rehearsal_run(rehearsal *r);
 

@@ -25,6 +25,11 @@ static void request_stop(int signal_number) {
   stop_requested = 1;
 }
 
+/* The next start, perhaps on another node, shall not find the folder locked by this one. Async-signal-safe. */
+static void abandon_folder(void) {
+  spt_run_folder_abandon(the_trainer.folder);
+}
+
 /* " after step S, in PHASE" */
 static void tell_place(spt_signal_text *text, const spt_whereabouts *here) {
   spt_signal_text_word(text, " after step ");
@@ -34,10 +39,11 @@ static void tell_place(spt_signal_text *text, const spt_whereabouts *here) {
 }
 
 /* Under a launcher TERM may mean that another rank has died, and KILL follows soon: no collective would end. Says which rank of this node is gone,
- * where this one was and, on rank 0, where those of other nodes were last heard of (the launcher says which of them died); dies of the signal. */
+ * where this one was, and where others were at their last heartbeats (the launcher says which rank of another node died); dies of the signal. */
 static void leave_at_once(int signal_number) {
   static spt_signal_text text;
   const spt_whereabouts *other;
+  abandon_folder();
   spt_neighbours_leave(the_trainer.neighbours);
   const int lost = spt_neighbours_lost(the_trainer.neighbours, &other);
   if (lost >= 0) {
@@ -81,9 +87,12 @@ static void shorten_openmp_spin(char **argv) {
   if (setenv("GOMP_SPINCOUNT", "2000", 1) == 0) execv("/proc/self/exe", argv); // without it, only slower
 }
 
-/* A USR1 before the handlers stand must not kill: it is ignored, which outlives exec; whoever wants a stop sends it again. */
-static void ignore_early_stop(void) {
-  signal(SIGUSR1, SIG_IGN);
+/* A USR1 before the handlers stand must not kill and is not to be lost: it waits, also across an exec. */
+static void hold_stop(int how) {
+  sigset_t stop;
+  sigemptyset(&stop);
+  sigaddset(&stop, SIGUSR1);
+  sigprocmask(how, &stop, NULL);
 }
 
 /* USR1 asks for a save and exit 75 everywhere. TERM and INT do so only where no launcher is above: a launcher that
@@ -465,6 +474,7 @@ static spt_status start_watchdog(trainer *t) {
 }
 
 static spt_status run(trainer *t) {
+  t->comm->before_abort = abandon_folder;
   spt_neighbours_open(t->comm, &t->here, &t->neighbours);
   SPT_TRY(load_job(t));
   SPT_TRY(start_watchdog(t));
@@ -494,10 +504,11 @@ static spt_status run_alone(trainer *t) {
 }
 
 int main(int argc, char **argv) {
-  ignore_early_stop(); // also across the exec that may follow
+  hold_stop(SIG_BLOCK);
   shorten_openmp_spin(argv);
   spt_status status = trainer_options_parse(argc, argv, &the_trainer.options);
   install_signal_handlers(); // before MPI_Init
+  hold_stop(SIG_UNBLOCK);
   if (status == SPT_OK && the_trainer.options.help) return trainer_print_help(), 0;
   if (status == SPT_OK && the_trainer.options.version) return puts("spectron-dist " SPT_VERSION), 0;
   if (status == SPT_OK && the_trainer.options.dry_run) return report(run_alone(&the_trainer));

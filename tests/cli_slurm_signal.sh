@@ -1,6 +1,6 @@
 #!/bin/sh
 # jobs/slurm.sh without a Slurm, where its timing can be had: a USR1 before the launcher is there is passed on once it is; a task of an array
-# requeues itself by its own name. A fake srun plays the ranks.
+# requeues itself by its own name; a launcher or a program that is not there, and one that fails, is told as a failure. A fake srun plays the ranks.
 set -eu
 source=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d "${TMPDIR:-/tmp}/spt-slurm-signal.XXXXXX")
@@ -12,12 +12,15 @@ fail() { echo "FAIL: $*" >&2; cat log >&2; exit 1; }
 cat >bin/srun <<'END'
 #!/bin/sh
 case "$*" in
-*--mpi=list*) echo pmix; kill -USR1 "$(cat batch.pid)" ;; # before anything is started
-*) trap 'echo "the ranks save"; exit 75' USR1
+*--mpi=list*) echo pmix; [ -z "${RANKS:-}" ] || exit 0; kill -USR1 "$(cat batch.pid)" ;; # before anything is started
+*) [ -z "${RANKS:-}" ] || exit "$RANKS"
+   echo "jobs: $SPECTRON_SLURM_JOBS"
+   trap 'echo "the ranks save"; exit 75' USR1
    n=0; while [ $n -lt 600 ]; do sleep 0.1; n=$((n + 1)); done; exit 1 ;;
 esac
 END
 printf '#!/bin/sh\necho "$@" >>scontrol.log\n' >bin/scontrol
+printf '#!/bin/sh\nprintf "7\\n9\\n11\\n"\n' >bin/squeue
 chmod +x bin/*
 : >job.toml
 cat >batch.sh <<END
@@ -25,8 +28,8 @@ echo \$\$ >batch.pid
 . "$source/jobs/slurm.sh"
 spectron_run job.toml
 END
-env PATH="$work/bin:$PATH" SPECTRON="$source" TRAINER=/bin/true LAUNCHER=auto SLURM_JOB_ID=9 SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=3 \
-    SLURM_NTASKS=1 SLURM_JOB_NODELIST=n1 SLURM_SUBMIT_DIR="$work" bash batch.sh >log 2>&1 &
+export SPECTRON="$source" TRAINER=/bin/true SETTLE=2 SLURM_JOB_ID=9 SLURM_NTASKS=1 SLURM_JOB_NODELIST=n1 SLURM_SUBMIT_DIR="$work"
+env PATH="$work/bin:$PATH" LAUNCHER=auto SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=3 bash batch.sh >log 2>&1 &
 batch=$!
 n=0
 until [ -s scontrol.log ]; do
@@ -36,4 +39,20 @@ until [ -s scontrol.log ]; do
 done
 grep -q 'the ranks save' log || fail "the ranks heard no USR1"
 [ "$(cat scontrol.log)" = "requeue 7_3" ] || fail "scontrol $(cat scontrol.log) instead of requeue 7_3"
+grep -q '^jobs: 7 9 11 $' log || fail "the ranks are not told which jobs there are"
+
+# ends CODE WORDS VARIABLE=VALUE...: without a signal
+ends() {
+    code=$1 words=$2 status=0
+    shift 2
+    env "$@" bash batch.sh >log 2>&1 || status=$?
+    [ $status = "$code" ] || fail "exit $status instead of $code: $*"
+    grep -q "$words" log || fail "no '$words': $*"
+}
+mkdir empty
+for tool in bash sh date grep tr cat sleep; do ln -s "$(command -v $tool)" empty/$tool; done
+ends 127 'failed with exit code 127' PATH="$work/empty" LAUNCHER=mpirun # no mpirun
+ends 127 'failed with exit code 127' PATH="$work/bin:$PATH" LAUNCHER=srun RANKS=127 # a library that is not there, on the nodes
+ends 5 'failed with exit code 5' PATH="$work/bin:$PATH" LAUNCHER=srun RANKS=5
+ends 0 ': done$' PATH="$work/bin:$PATH" LAUNCHER=srun RANKS=0
 echo "slurm.sh: an early USR1 arrives, a task requeues itself alone"

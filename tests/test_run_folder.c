@@ -142,6 +142,54 @@ static void killed_run(void **unused) {
   close(ready[1]);
 }
 
+/* Under another Slurm job than the one that left the lock, on another node: SPECTRON_SLURM_JOBS says which jobs have not ended. */
+static void ended_job(void **unused) {
+  (void)unused;
+  static const char left[] = "host elsewhere process 123 slurm_job 41 since 2020-01-01T00:00:00Z\n";
+  static const struct {
+    const char *own, *list;
+    bool free;
+  } cases[] = {{"42", "40 42 43", true},  {"42", " 42 ", true},    {"42", "41 42", false}, {"42", "40 43", false}, {"42", "", false},
+               {"42", NULL, false},       {"40", "40 43", false},  {"41", NULL, true},     {NULL, "40 42", false}, {"42", "x 42", false},
+               {"42", "411 142 42", true}, {"4x", "42 4", false}};
+  spt_run_folder *folder;
+  assert_ok(spt_run_folder_open(output, true, &folder));
+  spt_run_folder_close(&folder);
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    spill("lock", left);
+    if (cases[i].own) assert_int_equal(setenv("SLURM_JOB_ID", cases[i].own, 1), 0);
+    else unsetenv("SLURM_JOB_ID");
+    if (cases[i].list) assert_int_equal(setenv("SPECTRON_SLURM_JOBS", cases[i].list, 1), 0);
+    else unsetenv("SPECTRON_SLURM_JOBS");
+    if (cases[i].free) {
+      assert_ok(spt_run_folder_open(output, true, &folder));
+      spt_run_folder_close(&folder);
+    } else {
+      assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, true, &folder), "host elsewhere, process 123, Slurm job 41", "remove this file");
+    }
+  }
+  unsetenv("SLURM_JOB_ID");
+  unsetenv("SPECTRON_SLURM_JOBS");
+}
+
+/* What a signal handler does: the lock goes, but not another's. */
+static void abandoned(void **unused) {
+  (void)unused;
+  spt_run_folder *folder;
+  spt_run_folder_abandon(NULL);
+  assert_ok(spt_run_folder_open(output, true, &folder));
+  spt_run_folder_abandon(folder);
+  assert_false(exists("lock"));
+  assert_ok(spt_run_folder_check(folder)); // made again
+  spt_run_folder_abandon(folder);
+  assert_false(exists("lock"));
+  spill("lock", "host elsewhere process 123 slurm_job 41 since 2020-01-01T00:00:00Z\n");
+  spt_run_folder_abandon(folder);
+  assert_true(exists("lock"));
+  spt_run_folder_close(&folder);
+  assert_true(exists("lock"));
+}
+
 /* ---- lock: many starts at once, file systems without locks, a lock that is removed ---- */
 
 enum { STARTS = 4 };
@@ -604,6 +652,8 @@ int main(void) {
       cmocka_unit_test_setup(one_run_at_a_time, fresh_output),
       cmocka_unit_test_setup(killed_run, fresh_output),
       cmocka_unit_test_setup(other_host, fresh_output),
+      cmocka_unit_test_setup(ended_job, fresh_output),
+      cmocka_unit_test_setup(abandoned, fresh_output),
       cmocka_unit_test_setup(starts_at_once, fresh_output),
       cmocka_unit_test_setup(no_kernel_lock, fresh_output),
       cmocka_unit_test_setup(lock_removed, fresh_output),

@@ -73,19 +73,23 @@ static void test_without_limit(void **state) {
   assert_int_equal(spt_watchdog_judge(stuck, RANKS, none, SILENT, &silent), -1);
 }
 
-static void expect_text(const spt_rank_report *reports, int size, const char *expected) {
+static void expect_text(const spt_rank_report *reports, int first, int end, const char *expected) {
   spt_signal_text text = {0};
-  spt_watchdog_describe(reports, size, &text);
+  spt_watchdog_describe(reports, first, end, &text);
   assert_int_equal(text.length, strlen(expected));
   assert_memory_equal(text.bytes, expected, text.length);
 }
 
 static void test_last_heard(void **state) {
   (void)state;
-  const spt_rank_report reports[RANKS] = {{7, SPT_PHASE_COMPUTE, 0, 0}, {6, SPT_PHASE_COMPUTE, 3, 0}, {7, SPT_PHASE_REDUCE, 2, 1}, {7, SPT_PHASE_REDUCE, 1, 0}};
-  expect_text(reports, RANKS, "; last heard of: rank 1 after step 6, in forward and backward; ranks 2-3 after step 7, in gradient reduction");
-  expect_text(reports, 2, "; last heard of: rank 1 after step 6, in forward and backward");
-  expect_text(reports, 1, "");
+  enum { MORE = 7 };
+  const spt_rank_report reports[MORE] = {{7, SPT_PHASE_COMPUTE, 0, 0}, {6, SPT_PHASE_COMPUTE, 3, 0}, {7, SPT_PHASE_REDUCE, 2, 1}, {7, SPT_PHASE_REDUCE, 1, 0},
+                                         {7, SPT_PHASE_COMPUTE, 0, 0}, {7, SPT_PHASE_REDUCE, 0, 0},  {6, SPT_PHASE_REDUCE, 0, 0}};
+  expect_text(reports, 1, 4, "; at the last heartbeats: rank 1 after step 6, in forward and backward; ranks 2-3 after step 7, in gradient reduction");
+  expect_text(reports, 1, MORE, "; at the last heartbeats: rank 1 after step 6, in forward and backward; ranks 2-3, 5 after step 7, in gradient reduction; "
+                                "rank 4 after step 7, in forward and backward; rank 6 after step 6, in gradient reduction");
+  expect_text(reports, 0, 1, "; at the last heartbeats: rank 0 after step 7, in forward and backward");
+  expect_text(reports, 1, 1, "");
 }
 
 /* What does not fit is left out; numbers at both ends of their range. */

@@ -49,7 +49,7 @@ typedef struct spt_comm_ops {
   /* Point to point on a communicator of their own, safe on another thread when `threaded`; chunked, any size. Blocking. */
   spt_status (*send)(spt_comm *comm, const void *bytes, size_t count, int to, int tag);
   spt_status (*receive)(spt_comm *comm, void *bytes, size_t count, int from, int tag);
-  /* Ends the whole job at once with exit code `code` (MPI_Abort). Does not return for MPI. */
+  /* Calls before_abort, then ends the whole job at once with exit code `code` (MPI_Abort). Does not return for MPI. */
   void (*abort)(spt_comm *comm, int code);
 } spt_comm_ops;
 
@@ -60,6 +60,7 @@ struct spt_comm {
   int cpu_sharers; /* ranks of this node, itself included, whose allowed CPUs meet this rank's: 1 when bound apart */
   bool threaded;              /* MPI_THREAD_MULTIPLE: send/receive may run on a second thread */
   atomic_bool *left;          /* set by abort: this process ends by its own will (neighbours.h); NULL: nobody is to know */
+  void (*before_abort)(void); /* called by abort first: what others would find left; NULL: nothing */
   char host[64];
   spt_comm_counter counters[SPT_COLLECTIVE_KINDS];
 };

@@ -76,7 +76,7 @@ static spt_status self_receive(spt_comm *comm, void *bytes, size_t count, int fr
 }
 
 static void self_abort(spt_comm *comm, int code) {
-  (void)comm;
+  if (comm->before_abort) comm->before_abort();
   _Exit(code);
 }
 

@@ -83,26 +83,37 @@ static bool same_place(const spt_rank_report *a, const spt_rank_report *b) {
   return a->step == b->step && a->phase == b->phase;
 }
 
-void spt_watchdog_describe(const spt_rank_report *reports, int size, spt_signal_text *text) {
-  for (int first = 1, last; first < size; first = last + 1) {
-    const spt_rank_report place = reports[first];
-    for (last = first; last + 1 < size && same_place(&reports[last + 1], &place);) last++;
-    spt_signal_text_word(text, first == 1 ? "; last heard of: " : "; ");
-    spt_signal_text_word(text, first == last ? "rank " : "ranks ");
-    spt_signal_text_number(text, first);
-    if (last > first) {
-      spt_signal_text_word(text, "-");
-      spt_signal_text_number(text, last);
-    }
+/* "ranks 1, 4-7": those of [first, end) at the place of `first`. */
+static void name_ranks(const spt_rank_report *reports, int first, int end, spt_signal_text *text) {
+  bool alone = true;
+  for (int p = first + 1; p < end && alone; p++) alone = !same_place(&reports[p], &reports[first]);
+  for (int p = first, last; p < end; p = last + 1) {
+    for (last = p; last + 1 < end && same_place(&reports[last + 1], &reports[p]);) last++;
+    if (!same_place(&reports[p], &reports[first])) continue;
+    spt_signal_text_word(text, p > first ? ", " : alone ? "rank " : "ranks ");
+    spt_signal_text_number(text, p);
+    if (last == p) continue;
+    spt_signal_text_word(text, "-");
+    spt_signal_text_number(text, last);
+  }
+}
+
+void spt_watchdog_describe(const spt_rank_report *reports, int first, int end, spt_signal_text *text) {
+  for (int p = first; p < end; p++) {
+    bool told = false;
+    for (int other = first; other < p && !told; other++) told = same_place(&reports[other], &reports[p]);
+    if (told) continue;
+    spt_signal_text_word(text, p == first ? "; at the last heartbeats: " : "; ");
+    name_ranks(reports, p, end, text);
     spt_signal_text_word(text, " after step ");
-    spt_signal_text_number(text, place.step);
+    spt_signal_text_number(text, reports[p].step);
     spt_signal_text_word(text, ", in ");
-    spt_signal_text_word(text, spt_phase_name((spt_phase)place.phase));
+    spt_signal_text_word(text, spt_phase_name((spt_phase)reports[p].phase));
   }
 }
 
 void spt_watchdog_last_heard(const spt_watchdog *w, spt_signal_text *text) {
-  if (w && w->comm->rank == 0) spt_watchdog_describe(w->reports, w->peers, text);
+  if (w) spt_watchdog_describe(w->reports, w->comm->rank == 0 ? 1 : 0, w->peers, text);
 }
 
 /* ---- the end of the job ---- */

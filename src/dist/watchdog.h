@@ -60,10 +60,10 @@ typedef struct spt_rank_report {
 int spt_watchdog_judge(const spt_rank_report *reports, int size, const int32_t limit[SPT_PHASES], int32_t silent_limit,
                        bool *silent_p);
 
-/* Appends to `text` where the ranks other than 0 were when last heard of, neighbours at the same place together:
- *   "; last heard of: rank 1 after step 7, in forward and backward; ranks 2-3 after step 7, in gradient reduction"
- * Nothing with one rank. Pure, async-signal-safe. */
-void spt_watchdog_describe(const spt_rank_report *reports, int size, spt_signal_text *text);
+/* Appends to `text` where ranks [first, end) were by their reports, those at the same place together; nothing where there are none:
+ *   "; at the last heartbeats: ranks 1, 4-7 after step 7, in forward and backward; ranks 2-3 after step 7, in gradient reduction"
+ * Pure, async-signal-safe. */
+void spt_watchdog_describe(const spt_rank_report *reports, int first, int end, spt_signal_text *text);
 
 typedef struct spt_watchdog spt_watchdog;
 
@@ -76,7 +76,7 @@ typedef struct spt_watchdog_limits {
  * MPI_THREAD_MULTIPLE, or with timeout 0. SPT_ERR_RESOURCE: no thread. Collective. */
 spt_status spt_watchdog_open(spt_comm *comm, spt_whereabouts *here, const spt_watchdog_limits *limits,
                              spt_watchdog **watchdog_p);
-/* The same of this job's ranks, as the last heartbeats told it; on rank 0, else nothing. Takes NULL. Async-signal-safe. */
+/* The same of those this rank hears of: rank 0 of all others, they of rank 0. Takes NULL. Async-signal-safe. */
 void spt_watchdog_last_heard(const spt_watchdog *watchdog, spt_signal_text *text);
 /* Says goodbye to the other ranks' threads and ends this one. Takes NULL. Collective; not after abort. */
 void spt_watchdog_close(spt_watchdog **watchdog_p);

@@ -159,9 +159,13 @@ spt_status spt_run_folder_open(const char *output, bool resume, spt_run_folder *
 void spt_run_folder_close(spt_run_folder **folder_p) {
   spt_run_folder *folder = *folder_p;
   if (!folder) return;
+  *folder_p = NULL; // first: a signal handler may look
   spt_run_lock_release(&folder->lock);
   free(folder);
-  *folder_p = NULL;
+}
+
+void spt_run_folder_abandon(const spt_run_folder *folder) {
+  if (folder) spt_run_lock_abandon(folder->lock);
 }
 
 spt_status spt_run_folder_check(spt_run_folder *folder) {

@@ -11,6 +11,8 @@ typedef struct spt_run_folder spt_run_folder;
  * (.part) is removed: it would take the space of the next ones. */
 spt_status spt_run_folder_open(const char *output, bool resume, spt_run_folder **folder_p);
 void spt_run_folder_close(spt_run_folder **folder_p); /* releases the lock */
+/* Releases the lock and nothing else, for a process that ends at once. Takes NULL. Async-signal-safe. */
+void spt_run_folder_abandon(const spt_run_folder *folder);
 /* Before anything is written late in a run: SPT_ERR_USAGE where the lock was removed or replaced and another run has the folder. */
 spt_status spt_run_folder_check(spt_run_folder *folder);
 /* Writes job.toml, marked as ours in its first line, by temp + rename. One without the mark is SPT_ERR_USAGE. */

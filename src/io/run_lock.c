@@ -16,9 +16,13 @@
 
 enum { ATTEMPTS = 100, SETTLE_POLLS = 20, POLL_MILLISECONDS = 50 }; // settles in one second
 
+enum { HOLDER_BYTES = 512 };
+
 struct spt_run_lock {
   char *path;
   int fd;
+  char written[HOLDER_BYTES]; /* the file as it is ours */
+  ssize_t written_bytes;
 };
 
 /* ---- the holder ---- */
@@ -41,7 +45,7 @@ static bool same_holder(const holder *a, const holder *b) {
 }
 
 static bool read_holder(int fd, holder *holder_p) {
-  char text[512];
+  char text[HOLDER_BYTES];
   const ssize_t bytes = pread(fd, text, sizeof text - 1, 0);
   if (bytes <= 0) return false;
   text[bytes] = '\0';
@@ -69,7 +73,7 @@ static bool read_named_holder(const char *path, holder *holder_p) {
 
 static spt_status write_holder(const char *path, int fd) {
   const holder me = this_process();
-  char text[512], when[32] = "";
+  char text[HOLDER_BYTES], when[32] = "";
   const time_t now = time(NULL);
   struct tm utc;
   if (gmtime_r(&now, &utc)) strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", &utc);
@@ -95,6 +99,26 @@ static void pause_milliseconds(long milliseconds) {
   nanosleep(&time, NULL);
 }
 
+static bool is_listed(const char *list, long long job) {
+  for (char *end; *list; list = end) {
+    const long long entry = strtoll(list, &end, 10);
+    if (end == list) return false;
+    if (entry == job) return true;
+  }
+  return false;
+}
+
+/* Whether the job of an earlier holder has ended, by the list of those that have not (run_lock.h). Later jobs than this one may have come after the
+ * list was made; other users' may be hidden from it. */
+static bool job_has_ended(const holder *before, const holder *me, int fd) {
+  const char *list = getenv("SPECTRON_SLURM_JOBS");
+  struct stat info;
+  char *end, *own_end;
+  const long long job = strtoll(before->job, &end, 10), own = strtoll(me->job, &own_end, 10);
+  if (!list || *end || *own_end || job <= 0 || job >= own) return false;
+  return fstat(fd, &info) == 0 && info.st_uid == geteuid() && is_listed(list, own) && !is_listed(list, job);
+}
+
 /* Whether a lock file that another start has made, and that nobody on this host keeps locked, may be taken over. */
 static spt_status judge_leftover(const char *path, int fd, bool kernel_lock) {
   const holder me = this_process();
@@ -107,6 +131,7 @@ static spt_status judge_leftover(const char *path, int fd, bool kernel_lock) {
   if (!known) return kernel_lock ? SPT_OK : in_use(path, NULL, remove_it); // its writer died before it began
   if (strcmp(before.job, "-") != 0 && strcmp(before.job, me.job) == 0)
     return SPT_OK; // Slurm requeued the job: its earlier processes are gone
+  if (job_has_ended(&before, &me, fd)) return SPT_OK;
   if (strcmp(before.host, me.host) != 0) return in_use(path, &before, remove_it);
   if (kernel_lock || (kill((pid_t)before.process, 0) != 0 && errno == ESRCH)) return SPT_OK;
   return in_use(path, &before, wait_for_it);
@@ -169,12 +194,17 @@ static spt_status take(const char *path, int *fd_p) {
   return SPT_FAIL(SPT_ERR_USAGE, "%s: other runs keep taking this folder", path);
 }
 
+static void remember(spt_run_lock *lock) {
+  lock->written_bytes = pread(lock->fd, lock->written, sizeof lock->written, 0);
+}
+
 spt_status spt_run_lock_take(const char *path, spt_run_lock **lock_p) {
   spt_run_lock *lock = calloc(1, sizeof *lock);
   if (lock) lock->path = strdup(path);
   spt_status status = lock && lock->path ? SPT_OK : SPT_FAIL(SPT_ERR_RESOURCE, "%s: out of memory", path);
   if (status == SPT_OK) status = take(path, &lock->fd);
   if (status == SPT_OK) {
+    remember(lock);
     *lock_p = lock;
     return SPT_OK;
   }
@@ -197,6 +227,7 @@ spt_status spt_run_lock_check(spt_run_lock *lock) {
     if (take(lock->path, &fd) == SPT_OK) { // removed, by hand or by a clean-up
       close(lock->fd);
       lock->fd = fd;
+      remember(lock);
       return SPT_OK;
     }
   }
@@ -218,4 +249,11 @@ void spt_run_lock_release(spt_run_lock **lock_p) {
   free(lock->path);
   free(lock);
   *lock_p = NULL;
+}
+
+void spt_run_lock_abandon(const spt_run_lock *lock) {
+  char now[HOLDER_BYTES];
+  if (!lock || lock->written_bytes <= 0 || !names_this(lock->path, lock->fd)) return;
+  const ssize_t bytes = pread(lock->fd, now, sizeof now, 0);
+  if (bytes == lock->written_bytes && memcmp(now, lock->written, (size_t)bytes) == 0) unlink(lock->path);
 }

@@ -6,7 +6,7 @@
 trap 'sandbox_down; rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM HUP
 
-export SPECTRON="$source" TRAINER="$trainer" BACKEND=cpu
+export SPECTRON="$source" TRAINER="$trainer" BACKEND=cpu SETTLE=1
 began=$(date +%s)
 step() { echo "-- [$(($(date +%s) - began)) s] $*"; }
 

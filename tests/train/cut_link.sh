@@ -57,14 +57,20 @@ all_leave() {
     note "no rank is left after $(($(date +%s) - began)) s"
 }
 
-note "a rank is killed"
-start killed
-# shellcheck disable=SC2046
-kill -KILL $(trainers "$b")
-all_leave
-wait "$launcher" && fail "success"
-grep -q '^spectron-dist: rank 0: ended by signal 15 after step [0-9]*, in .*; last heard of: rank 1 after step [1-9][0-9]*, in [a-z]' log || { cat log; fail "no word of where rank 1 was"; }
-grep '^spectron-dist:' log
+# killed RANK NAMESPACE OTHER-RANK
+killed() {
+    note "rank $1 is killed"
+    start "killed-$1"
+    # shellcheck disable=SC2046
+    kill -KILL $(trainers "$2")
+    all_leave
+    ! wait "$launcher" || fail "success"
+    grep -q "^spectron-dist: rank $3: ended by signal 15 after step [0-9]*, in .*; at the last heartbeats: rank $1 after step [1-9][0-9]*, in [a-z]" log ||
+        { cat log; fail "no word of where rank $1 was"; }
+    grep '^spectron-dist:' log
+}
+killed 1 "$b" 0
+killed 0 "$a" 1
 
 note "the link is cut"
 start run

@@ -67,6 +67,19 @@ predicted=$(sed -n 's/^checkpoints *\([0-9.]*\) MiB each.*/\1/p' rehearse.log)
 awk -v size="$size" -v predicted="$predicted" 'BEGIN { d = size / 1048576 - predicted; print "checkpoint " size / 1048576 " MiB, predicted " predicted; exit !(d > -0.06 && d < 0.06) }' ||
     fail "the predicted size is wrong"
 
+note "self-guided: where guidance ends hangs on the steps; the resumed run is stopped by USR1"
+"$spectron" rehearse --ranks 2 --flops-per-second-per-rank 1e12 --set guidance.method=self-guided job.toml >rehearse.log 2>&1 || { cat rehearse.log; fail "a self-guided job"; }
+says '^OK: killed after step [0-9]+ with a checkpoint of step [0-9]+; resumed with step [0-9]+, ended with step [0-9]+ and exit code 75;$'
+awk '/^OK: killed/ { gsub("[;,]", ""); killed = $5; saved = $11; resumed = $15; end = $19 }
+     END { exit !(saved > 0 && killed >= saved + 2 && resumed == saved + 1 && end >= 20 && end >= saved + 5) }' rehearse.log || { cat rehearse.log; fail "the steps do not fit"; }
+mpi 2 --set run.output=guided --set schedule.steps=2 --set batch.sequences=2 --set dist.audit_every=0 --set guidance.method=self-guided --set checkpoint.every=1 \
+    --set guidance.fraction=1 job.toml >log 2>&1 || { cat log; fail train; }
+size=$(stat -c %s guided/checkpoints/step-00000001.h5)
+predicted=$(sed -n 's/^checkpoints *\([0-9.]*\) MiB each.*/\1/p' rehearse.log)
+awk -v size="$size" -v predicted="$predicted" 'BEGIN { d = size / 1048576 - predicted; print "checkpoint " size / 1048576 " MiB, predicted " predicted; exit !(d > -0.06 && d < 0.06) }' ||
+    fail "the predicted size of a guided checkpoint is wrong"
+nothing_left
+
 note "the preset S, counted as the dry run does"
 cat >s.toml <<END
 [model]

@@ -74,6 +74,12 @@ rm run-unlinked/checkpoints/best.h5
 mpi 2 --resume --set run.output=run-unlinked --set schedule.steps=21 --set validation.every=0 --set data.validation=[] job.toml >log 2>&1 || { cat log; fail "resume without best.h5"; }
 "$compare" run-whole/checkpoints/best.h5 run-unlinked/checkpoints/best.h5 0
 
+note "USR1 before the program runs waits until it can be heard"
+status=0
+env --block-signal=USR1 bash -c 'kill -USR1 $$; exec "$@"' - "$trainer" --threads 1 --set run.output=run-early --set schedule.steps=1000000 --set checkpoint.every=0 \
+    job.toml >log 2>&1 || status=$?
+[ $status = 75 ] && [ -e run-early/checkpoints/step-00000001.h5 ] || { cat log; fail "an early USR1: exit $status"; }
+
 note "USR1 during a validation abandons it and saves"
 sh "$mpi_run" 2 "$trainer" --threads 1 --set run.output=run-long --set checkpoint.every=0 --set validation.every=2 --set validation.tokens=0 --set batch.micro=1 --set data.validation='"data/*.h5"' \
     --set schedule.steps=400 job.toml >log 2>&1 &

@@ -39,6 +39,7 @@ start run-stopped
 pid=$(rank_pid $launcher 1)
 kill -STOP "$pid"
 ended 5 'rank 1 gives no sign of life for [0-9]* s, after step [0-9]*, in '
+[ ! -e run-stopped/lock ] || fail "the lock is left: a start on another node would be refused"
 
 note "the coordinator, stopped"
 start run-coordinator
@@ -52,6 +53,7 @@ pid=$(rank_pid $launcher 2)
 kill -KILL "$pid"
 ended 137 'rank [01]: ended by signal 15 after step [0-9]*, in '
 [ "$(grep -c '^spectron-dist: rank 2 died after step [1-9][0-9]*, in [a-z]' log)" = 1 ] || { cat log; fail "the rank that died is not named once, with step and phase"; }
+[ ! -e run-killed/lock ] || fail "the lock is left: a start on another node would be refused"
 ! grep -q '^spectron-dist: rank [01] died' log || { cat log; fail "a rank that left is taken for a dead one"; }
 
 # hang WHAT: three ranks, of which rank 1 hangs after some steps
