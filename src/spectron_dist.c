@@ -30,14 +30,6 @@ static void abandon_folder(void) {
   spt_run_folder_abandon(the_trainer.folder);
 }
 
-/* " after step S, in PHASE" */
-static void tell_place(spt_signal_text *text, const spt_whereabouts *here) {
-  spt_signal_text_word(text, " after step ");
-  spt_signal_text_number(text, here->step);
-  spt_signal_text_word(text, ", in ");
-  spt_signal_text_word(text, spt_phase_name((spt_phase)here->phase));
-}
-
 /* Under a launcher TERM may mean that another rank has died, and KILL follows soon: no collective would end. Says which rank of this node is gone,
  * where this one was, and where others were at their last heartbeats (the launcher says which rank of another node died); dies of the signal. */
 static void leave_at_once(int signal_number) {
@@ -46,19 +38,12 @@ static void leave_at_once(int signal_number) {
   abandon_folder();
   spt_neighbours_leave(the_trainer.neighbours);
   const int lost = spt_neighbours_lost(the_trainer.neighbours, &other);
-  if (lost >= 0) {
-    spt_signal_text_word(&text, "spectron-dist: rank ");
-    spt_signal_text_number(&text, lost);
-    spt_signal_text_word(&text, " died");
-    tell_place(&text, other);
-    spt_signal_text_word(&text, ": killed, out of memory, or crashed; all that was saved is intact");
-    spt_signal_text_line(&text);
-  }
+  if (lost >= 0) spt_neighbours_tell(lost, other);
   spt_signal_text_word(&text, "spectron-dist: rank ");
   spt_signal_text_number(&text, the_trainer.comm ? the_trainer.comm->rank : -1);
   spt_signal_text_word(&text, ": ended by signal ");
   spt_signal_text_number(&text, signal_number);
-  tell_place(&text, the_trainer.here);
+  spt_watchdog_place(the_trainer.here, &text);
   spt_signal_text_word(&text, "; nothing more is saved");
   spt_watchdog_last_heard(the_trainer.watchdog, &text);
   spt_signal_text_line(&text);
@@ -470,7 +455,7 @@ static spt_status start_watchdog(trainer *t) {
   if (!t->comm->threaded && t->comm->size > 1 && t->comm->rank == 0)
     trainer_progress_event("note: this MPI does not support MPI_THREAD_MULTIPLE: no watchdog ends a job that hangs "
                            "([dist] timeout_seconds), and training waits for each save");
-  return spt_watchdog_open(t->comm, t->here, &limits, &t->watchdog);
+  return spt_watchdog_open(t->comm, t->here, &limits, t->neighbours, &t->watchdog);
 }
 
 static spt_status run(trainer *t) {

@@ -141,7 +141,7 @@ static void errors_name_place_and_remedy(void **state) {
       {"[optimizer]\nnewton_schulz_coefficients = [3, 4]", {":2:1: [optimizer] newton_schulz_coefficients: must be a list of 3 numbers", "", ""}},
       {"[optimizer]\nnewton_schulz_coefficients = [3, 4, 500.5]", {":2:1: [optimizer] newton_schulz_coefficients = 500.5", "[-100, 100]", ""}},
       {"[optimizer]\nnewton_schulz_coefficients = [0, 0, 0]", {":2:1: [optimizer] newton_schulz_coefficients = [0, 0, 0]", "0.0625 becomes 0,", "[3.4445, -4.775, 2.0315]"}},
-      {"[optimizer]\nnewton_schulz_coefficients = [-1, 0, 0]", {":2:1: [optimizer] newton_schulz_coefficients = [-1, 0, 0]", "0.0625 becomes -0.0625,", ""}},
+      {"[optimizer]\nmethod = 'muon'\nnewton_schulz_coefficients = [-1, 0, 0]", {":3:1: [optimizer] newton_schulz_coefficients = [-1, 0, 0]", "0.0625 becomes -0.0625,", ""}},
       {"[optimizer]\nnewton_schulz_coefficients = [3, 4, 5]", {":2:1: [optimizer] newton_schulz_coefficients = [3, 4, 5]", "0.0625 becomes ", ""}},
       {"[optimizer]\nnewton_schulz_coefficients = [3, 4, 5]\nnewton_schulz_variant = 'polar-express'", {":2:1: [optimizer] newton_schulz_coefficients", "are the quintic's", ""}},
       {"[optimizer]\nadamw = 1", {":2:1: [optimizer.adamw] must be a table", "", ""}},

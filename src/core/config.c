@@ -78,6 +78,7 @@ void spt_config_defaults(spt_config *config) {
   config->validation.every = 500;
   config->validation.tokens = -1;
   config->checkpoint.every = 1000;
+  config->checkpoint.every_seconds = 1800;
   config->checkpoint.keep = 3;
   config->dist.bucket_mib = 25;
   config->dist.overlap = true;

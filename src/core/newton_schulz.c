@@ -1,5 +1,7 @@
 #include "newton_schulz.h"
 
+#include "optimizer.h"
+
 #include <math.h>
 
 /* arXiv:2505.16932, Alg. 1 */
@@ -24,7 +26,7 @@ spt_polynomial spt_newton_schulz_polynomial(const spt_optimizer_config *config, 
 spt_status spt_newton_schulz_check(const spt_optimizer_config *config) {
   enum { VALUES = 16 };
   const double least = 1e-3, most = 10, *p = config->newton_schulz_coefficients;
-  if (config->newton_schulz_variant != SPT_NEWTON_SCHULZ_QUINTIC) return SPT_OK;
+  if (config->newton_schulz_variant != SPT_NEWTON_SCHULZ_QUINTIC || !spt_method_orthogonalizes(config->method)) return SPT_OK;
   for (int i = 1; i <= VALUES; i++) {
     double s = (double)i / VALUES;
     for (int step = 0; step < config->newton_schulz_steps; step++) s *= p[0] + s * s * (p[1] + s * s * p[2]);

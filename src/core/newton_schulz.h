@@ -14,7 +14,7 @@ typedef struct spt_polynomial {
  * their factor of safety, 1.01, is in all but that one, and that of the norm in the first. */
 spt_polynomial spt_newton_schulz_polynomial(const spt_optimizer_config *config, int step);
 
-/* SPT_ERR_USAGE where the job's quintic takes a singular value of [1/16, 1], after all its iterations, out of [1e-3, 10] (0, negative, not finite): the
+/* SPT_ERR_USAGE where the job's method orthogonalises and its quintic takes a singular value of [1/16, 1], after all its iterations, out of [1e-3, 10] (0, negative, not finite): the
  * update would vanish, climb or diverge. */
 spt_status spt_newton_schulz_check(const spt_optimizer_config *config);
 

@@ -59,12 +59,9 @@ static const spt_tensor *factor(const spt_optimizer *optimizer, const owned_pair
   return &optimizer->params->tensors[spt_pair_tensor(owned->pair, side)];
 }
 
-static bool orthogonalizes(spt_method method) {
-  return method == SPT_METHOD_SPECTRON || method == SPT_METHOD_MUON;
-}
 /* Newton–Schulz runs in the job's precision; directions that are only scaled stay fp32. */
 static spt_dtype direction_dtype(spt_method method, spt_dtype act) {
-  return orthogonalizes(method) ? act : SPT_F32;
+  return spt_method_orthogonalizes(method) ? act : SPT_F32;
 }
 /* A dense matrix has no second factor whose norm would amplify its update: rho is eta as it is. */
 static bool renormalizes(spt_method method, const spt_pair *pair) {
@@ -102,7 +99,7 @@ static int64_t pair_workspace(const spt_optimizer_config *config, const spt_pair
   int64_t elements = 0;
   for (int side = 0; side < spt_pair_sides(pair); side++) {
     elements += direction_elements(pair, side);
-    if (orthogonalizes(config->method)) elements += spt_newton_schulz_scratch(side_rows(pair, side), side_cols(pair));
+    if (spt_method_orthogonalizes(config->method)) elements += spt_newton_schulz_scratch(side_rows(pair, side), side_cols(pair));
   }
   return elements;
 }
@@ -433,7 +430,7 @@ static spt_status step_chunk(spt_optimizer *optimizer, const chunk *part, float 
   SPT_TRY(backend->ops->factor_momentum(backend, entries, optimizer->entries, (float)config->momentum,
                                         config->method != SPT_METHOD_SGD, dtype, control));
   for (int side = 0; side < sides; side++) scratch += part->count * direction_elements(shape, side) * size;
-  for (int side = 0; side < sides && orthogonalizes(config->method); side++) {
+  for (int side = 0; side < sides && spt_method_orthogonalizes(config->method); side++) {
     SPT_TRY(orthogonalize(optimizer, part, side, scratch));
     scratch += part->count * spt_newton_schulz_scratch(side_rows(shape, side), side_cols(shape)) * size;
   }

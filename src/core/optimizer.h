@@ -24,6 +24,8 @@ typedef struct spt_share {
 
 /* True when factor pairs and dense matrices are updated as such (every method but adamw). */
 static inline bool spt_method_uses_pairs(spt_method method) { return method != SPT_METHOD_ADAMW; }
+/* True when Newton–Schulz orthogonalises their momentum. */
+static inline bool spt_method_orthogonalizes(spt_method method) { return method == SPT_METHOD_SPECTRON || method == SPT_METHOD_MUON; }
 
 typedef struct spt_optimizer spt_optimizer;
 

@@ -1,11 +1,15 @@
 #include "neighbours.h"
 
 #include <errno.h>
+#include <math.h>
 #include <mpi.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 /* A rank's part of the shared memory; written by itself, but for `told`. */
@@ -15,7 +19,7 @@ typedef struct entry {
   pid_t pid;
   ino_t pid_namespace; /* pids of two processes compare where this is equal */
   atomic_bool left;    /* ended by its own will */
-  atomic_bool told;    /* another has said that it is gone */
+  atomic_bool told;    /* of the node's first: one of them has been said to be gone; those that the launcher then kills are no news */
 } entry;
 
 struct spt_neighbours {
@@ -23,6 +27,7 @@ struct spt_neighbours {
   MPI_Win window;
   int size, own;   /* ranks of the node; this one among them */
   entry **entries; /* [size], in the shared memory */
+  struct pollfd *ends; /* [size]: readable when the process has ended; fd -1: not to be seen, or seen */
 };
 
 static ino_t pid_namespace(void) {
@@ -30,7 +35,18 @@ static ino_t pid_namespace(void) {
   return stat("/proc/self/ns/pid", &info) == 0 ? info.st_ino : 0;
 }
 
+static int open_process(pid_t pid) {
+#ifdef SYS_pidfd_open
+  return (int)syscall(SYS_pidfd_open, pid, 0);
+#else
+  return (void)pid, -1;
+#endif
+}
+
 static void free_all(spt_neighbours *n) {
+  for (int i = 0; n->ends && i < n->size; i++)
+    if (n->ends[i].fd >= 0) close(n->ends[i].fd);
+  free(n->ends);
   if (n->window != MPI_WIN_NULL) MPI_Win_free(&n->window);
   if (n->node != MPI_COMM_NULL) MPI_Comm_free(&n->node);
   free(n->entries);
@@ -54,7 +70,9 @@ static bool see_entries(spt_neighbours *n) {
 static bool share(spt_neighbours *n, const spt_comm *comm, const spt_whereabouts *here) {
   entry *own = NULL;
   n->entries = calloc((size_t)n->size, sizeof(entry *));
-  int ready = n->entries != NULL;
+  n->ends = malloc((size_t)n->size * sizeof *n->ends);
+  for (int i = 0; n->ends && i < n->size; i++) n->ends[i] = (struct pollfd){.fd = -1, .events = POLLIN};
+  int ready = n->entries && n->ends;
   if (MPI_Allreduce(MPI_IN_PLACE, &ready, 1, MPI_INT, MPI_MIN, n->node) != MPI_SUCCESS || !ready) return false;
   if (MPI_Win_allocate_shared(sizeof *own, 1, MPI_INFO_NULL, n->node, &own, &n->window) != MPI_SUCCESS) return false;
   MPI_Win_set_errhandler(n->window, MPI_ERRORS_RETURN);
@@ -64,6 +82,8 @@ static bool share(spt_neighbours *n, const spt_comm *comm, const spt_whereabouts
   own->pid_namespace = pid_namespace();
   spt_watchdog_at(&own->here, here->step, (spt_phase)here->phase);
   ready = see_entries(n);
+  for (int i = 0; ready && i < n->size; i++)
+    if (i != n->own) n->ends[i].fd = open_process(n->entries[i]->pid);
   return MPI_Allreduce(MPI_IN_PLACE, &ready, 1, MPI_INT, MPI_MIN, n->node) == MPI_SUCCESS && ready;
 }
 
@@ -101,11 +121,37 @@ int spt_neighbours_lost(spt_neighbours *n, const spt_whereabouts **here_p) {
     entry *other = n->entries[i];
     // gone first, then whether it took leave: the other way round it might have done both in between
     if (i == n->own || kill(other->pid, 0) == 0 || errno != ESRCH || atomic_load(&other->left)) continue;
-    if (atomic_exchange(&other->told, true)) continue;
+    if (atomic_exchange(&n->entries[0]->told, true)) return -1;
     *here_p = &other->here;
     return other->rank;
   }
   return -1;
+}
+
+int spt_neighbours_await(spt_neighbours *n, double seconds, const spt_whereabouts **here_p) {
+  const struct timespec time = {(time_t)seconds, (long)((seconds - floor(seconds)) * 1e9)};
+  if (!n) return nanosleep(&time, NULL), -1;
+  if (ppoll(n->ends, (nfds_t)n->size, &time, NULL) <= 0) return -1;
+  for (int i = 0; i < n->size; i++) {
+    if (n->ends[i].fd < 0 || !n->ends[i].revents) continue;
+    close(n->ends[i].fd);
+    n->ends[i].fd = -1;
+    entry *other = n->entries[i];
+    if (atomic_load(&other->left) || atomic_exchange(&n->entries[0]->told, true)) continue;
+    *here_p = &other->here;
+    return other->rank;
+  }
+  return -1;
+}
+
+void spt_neighbours_tell(int rank, const spt_whereabouts *here) {
+  spt_signal_text text = {.length = 0};
+  spt_signal_text_word(&text, "spectron-dist: rank ");
+  spt_signal_text_number(&text, rank);
+  spt_signal_text_word(&text, " died");
+  spt_watchdog_place(here, &text);
+  spt_signal_text_word(&text, ": killed, out of memory, or crashed; all that was saved is intact");
+  spt_signal_text_line(&text);
 }
 
 void spt_neighbours_close(spt_comm *comm, spt_neighbours **neighbours_p, spt_whereabouts **here_p, spt_whereabouts *own) {

@@ -3,6 +3,8 @@
  * none holds up nobody. */
 #include "watchdog.h"
 
+#include "neighbours.h"
+
 #include <inttypes.h>
 #include <math.h>
 #include <mpi.h>
@@ -11,7 +13,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { TAG = 1, GREETING, HEARTBEATS_PER_TIMEOUT = 20, POLLS_PER_HEARTBEAT = 5 };
@@ -25,6 +26,7 @@ typedef struct message {
 struct spt_watchdog {
   spt_comm *comm; /* not owned */
   spt_whereabouts *here;
+  spt_neighbours *neighbours; /* not owned; may be NULL */
   MPI_Comm wire;
   spt_watchdog_limits limits;
   double heartbeat; /* seconds */
@@ -79,6 +81,17 @@ int spt_watchdog_judge(const spt_rank_report *reports, int size, const int32_t l
   return limit[phase] > 0 && reports[worst].idle > limit[phase] ? worst : -1;
 }
 
+static void add_place(int64_t step, int phase, spt_signal_text *text) {
+  spt_signal_text_word(text, " after step ");
+  spt_signal_text_number(text, step);
+  spt_signal_text_word(text, ", in ");
+  spt_signal_text_word(text, spt_phase_name((spt_phase)phase));
+}
+
+void spt_watchdog_place(const spt_whereabouts *here, spt_signal_text *text) {
+  add_place(atomic_load_explicit(&here->step, memory_order_relaxed), atomic_load_explicit(&here->phase, memory_order_relaxed), text);
+}
+
 static bool same_place(const spt_rank_report *a, const spt_rank_report *b) {
   return a->step == b->step && a->phase == b->phase;
 }
@@ -105,10 +118,7 @@ void spt_watchdog_describe(const spt_rank_report *reports, int first, int end, s
     if (told) continue;
     spt_signal_text_word(text, p == first ? "; at the last heartbeats: " : "; ");
     name_ranks(reports, p, end, text);
-    spt_signal_text_word(text, " after step ");
-    spt_signal_text_number(text, reports[p].step);
-    spt_signal_text_word(text, ", in ");
-    spt_signal_text_word(text, spt_phase_name((spt_phase)reports[p].phase));
+    add_place(reports[p].step, reports[p].phase, text);
   }
 }
 
@@ -206,9 +216,10 @@ static void judge(spt_watchdog *w) {
   }
 }
 
-static void sleep_seconds(double seconds) {
-  const struct timespec time = {(time_t)seconds, (long)((seconds - floor(seconds)) * 1e9)};
-  nanosleep(&time, NULL);
+static void sleep_seconds(spt_watchdog *w, double seconds) {
+  const spt_whereabouts *place;
+  const int lost = spt_neighbours_await(w->neighbours, seconds, &place);
+  if (lost >= 0) spt_neighbours_tell(lost, place);
 }
 
 static bool all_gone(const spt_watchdog *w) {
@@ -236,7 +247,7 @@ static void *watch(void *context) {
       judge(w);
       slept = 0;
     }
-    sleep_seconds(closing ? closing_poll : poll);
+    sleep_seconds(w, closing ? closing_poll : poll);
     slept += closing ? closing_poll : poll;
   }
   for (int i = 0; i < w->peers; i++) mpi_must(w, MPI_Wait(&w->sends[i], MPI_STATUS_IGNORE), "MPI_Wait");
@@ -304,7 +315,7 @@ static int greet(spt_watchdog *w) {
   return code;
 }
 
-spt_status spt_watchdog_open(spt_comm *comm, spt_whereabouts *here, const spt_watchdog_limits *limits,
+spt_status spt_watchdog_open(spt_comm *comm, spt_whereabouts *here, const spt_watchdog_limits *limits, struct spt_neighbours *neighbours,
                              spt_watchdog **watchdog_p) {
   *watchdog_p = NULL;
   if (comm->size == 1 || !comm->threaded || limits->timeout <= 0) return SPT_OK;
@@ -312,6 +323,7 @@ spt_status spt_watchdog_open(spt_comm *comm, spt_whereabouts *here, const spt_wa
   const spt_status status =
       spt_comm_agree(comm, w ? SPT_OK : SPT_FAIL(SPT_ERR_RESOURCE, "watchdog: out of memory"), NULL);
   if (status != SPT_OK) return free_all(w), status;
+  w->neighbours = neighbours;
   for (int i = 0; i < w->peers; i++) w->sends[i] = MPI_REQUEST_NULL;
   if (MPI_Comm_dup(MPI_COMM_WORLD, &w->wire) != MPI_SUCCESS || greet(w) != MPI_SUCCESS ||
       MPI_Irecv(&w->incoming, sizeof w->incoming, MPI_BYTE, MPI_ANY_SOURCE, TAG, w->wire, &w->receive) != MPI_SUCCESS) {

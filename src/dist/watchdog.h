@@ -45,6 +45,9 @@ static inline void spt_watchdog_at(spt_whereabouts *here, int64_t step, spt_phas
   atomic_fetch_add_explicit(&here->beats, 1, memory_order_relaxed);
 }
 
+/* Appends " after step 7, in gradient reduction". Async-signal-safe. */
+void spt_watchdog_place(const spt_whereabouts *here, spt_signal_text *text);
+
 /* What one rank last told of itself. */
 typedef struct spt_rank_report {
   int64_t step;
@@ -72,9 +75,11 @@ typedef struct spt_watchdog_limits {
   double timeout, startup, save, validation;
 } spt_watchdog_limits;
 
-/* Starts the thread. `here` must outlive it. *watchdog_p is NULL, and nothing runs, with one rank, without
+struct spt_neighbours;
+
+/* Starts the thread, which also tells of a neighbour that dies (neighbours.h). `here` and `neighbours`, which may be NULL, must outlive it. *watchdog_p is NULL, and nothing runs, with one rank, without
  * MPI_THREAD_MULTIPLE, or with timeout 0. SPT_ERR_RESOURCE: no thread. Collective. */
-spt_status spt_watchdog_open(spt_comm *comm, spt_whereabouts *here, const spt_watchdog_limits *limits,
+spt_status spt_watchdog_open(spt_comm *comm, spt_whereabouts *here, const spt_watchdog_limits *limits, struct spt_neighbours *neighbours,
                              spt_watchdog **watchdog_p);
 /* The same of those this rank hears of: rank 0 of all others, they of rank 0. Takes NULL. Async-signal-safe. */
 void spt_watchdog_last_heard(const spt_watchdog *watchdog, spt_signal_text *text);

@@ -34,7 +34,7 @@ four="--nodes=2 --ntasks-per-node=2"
 field() { scontrol show job "$1" 2>/dev/null | tr ' ' '\n' | sed -n "s/^$2=//p" | head -n 1; }
 is() { [ "$(field "$1" "$2")" = "$3" ]; }
 ends() { # JOB STATE CODE NAME
-    sandbox_wait 240 "the end of $4" has_ended "$1" || { cat "$4.log"; squeue; fail "$4 did not end"; }
+    sandbox_wait 400 "the end of $4" has_ended "$1" || { cat "$4.log"; squeue; fail "$4 did not end"; }
     is "$1" JobState "$2" && is "$1" ExitCode "$3:0" ||
         { cat "$4.log"; fail "$4: state $(field "$1" JobState), exit code $(field "$1" ExitCode) instead of $2 $3:0"; }
 }
@@ -122,6 +122,25 @@ went_on cancel 2
 grep -q "^resumed at step $newest " cancel.log || { cat cancel.log; fail "cancel did not resume at step $newest, its newest checkpoint"; }
 as_whole cancel
 
+step "a rank is killed: named with its step and phase; submitted again, the run goes on"
+# shellcheck disable=SC2086
+job=$(submit killed cpu-nodes.sbatch $four --)
+runs killed 60
+for process in $(pgrep -f 'spectron-dist .*run-killed'); do
+    case $(readlink "/proc/$process/exe") in *spectron-dist) ;; *) continue ;; esac
+    if { tr '\0' '\n' <"/proc/$process/environ"; } 2>/dev/null | grep -qx SLURM_PROCID=2; then kill -KILL "$process" && break; fi
+done
+ends "$job" FAILED 137 killed
+[ "$(grep -c '^spectron-dist: rank [0-9]* died' killed.log)" -ge 1 ] && grep -m 1 '^spectron-dist: rank [0-9]* died' killed.log | grep -q 'rank 2 died after step [1-9][0-9]*, in [a-z]' ||
+    { cat killed.log; fail "the killed rank is not named first"; }
+newest=$(saved killed)
+# shellcheck disable=SC2086
+job=$(submit killed cpu-nodes.sbatch $four --)
+ends "$job" COMPLETED 0 killed
+went_on killed 2
+grep -q "^resumed at step $newest " killed.log || { cat killed.log; fail "killed did not resume at step $newest, its newest checkpoint"; }
+as_whole killed
+
 step "preempted by an urgent job: saved first, requeued, resumed"
 # shellcheck disable=SC2086
 job=$(submit preempted preemptible.sbatch $four --)
@@ -133,11 +152,19 @@ went_on preempted 2
 resumed_where_saved preempted
 as_whole preempted
 
+# A minute of work at the rate of now, beside what follows: Slurm looks at its time limits twice a minute.
+mpi 1 --set run.output=run-rate --set schedule.steps=500 --set checkpoint.every=0 --set validation.every=0 job.toml >log 2>&1 || { cat log; fail "measuring the rate"; }
+limit_steps=$(sed -n 's/^500 steps in .* s, \([0-9.]*\) s of it steps.*/\1/p' log | awk '{ printf "%d", 500 / $1 * 60 }')
+step "the time limit: USR1 before it, requeued until the run of $limit_steps steps is done"
+all=$steps steps=$limit_steps
+limit=$(submit limit cpu-one-node.sbatch --nodes=1 --ntasks-per-node=1 --nodelist=n1 --time=1 --signal=B:USR1@50 -- --set checkpoint.every=0)
+steps=$all
+
 step "a node dies: Slurm requeues, the run resumes on the others"
 # shellcheck disable=SC2086
 job=$(submit dead cpu-nodes.sbatch $four --)
 runs dead 60
-node=$(scontrol show hostnames "$(field "$job" NodeList)" | tail -n 1)
+node=$(scontrol show hostnames "$(field "$job" NodeList)" | tail -n 1) # not the first one, where the other job runs
 sandbox_node_dies "$node"
 ends "$job" COMPLETED 0 dead
 went_on dead 2
@@ -184,10 +211,9 @@ job=$(TRAINER=$work/nothing sbatch --parsable --nodes=1 --ntasks-per-node=1 --cp
 ends "$job" FAILED 2 none
 grep -q 'nothing: no program' none.log || { cat none.log; fail "a missing program"; }
 
-step "the time limit: USR1 before it, requeued until the run is done"
-steps=12000
-job=$(submit limit cpu-one-node.sbatch --nodes=1 --ntasks-per-node=1 --time=1 --signal=B:USR1@50 -- --set checkpoint.every=0)
-ends "$job" COMPLETED 0 limit
+step "the end of the run that meets its time limit"
+steps=$limit_steps
+ends "$limit" COMPLETED 0 limit
 starts=$(grep -c ': start [0-9]* on ' limit.log)
 [ "$starts" -ge 2 ] || { cat limit.log; fail "the time limit was not felt"; }
 went_on limit "$starts"
