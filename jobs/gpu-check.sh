@@ -3,7 +3,7 @@
 #
 #     sh jobs/gpu-check.sh [REPORT.md]        (default gpu-check.md; its work is kept in build-gpu/ and a temporary folder)
 #
-# Conformance of every op, training against the CPU, on two GPUs too where there are two, checkpoints from one to the other, throughput of S, M and L, and compute-sanitizer and nsys where they are
+# Conformance of every op, training against the CPU, on two GPUs too where there are two, and NCCL on up to eight, checkpoints from one to the other, throughput of S, M and L, and compute-sanitizer and nsys where they are
 # installed. Exit codes: 0 all passed · 1 a check failed, see the report · 2 cannot build or wrong usage · 77 no GPU here, nothing was checked.
 #
 # TOOLKIT: the CUDA toolkit (default /usr/local/cuda). STEPS: steps of a throughput run (20). BUILD: a build folder that is taken as it is, not built.
@@ -162,6 +162,11 @@ if [ "$(printf '%s\n' "$names" | wc -l)" -ge 2 ]; then
     train two-scatter cuda fp32 --set dist.reduction=reduce-scatter && compare "two GPUs, reduce-scatter" cpu-fp32 two-scatter 1e-3 10
     train two-bf16 cuda bf16 --set dist.audit_every=1 && compare "two GPUs, bf16, with audits" cpu-fp32 two-bf16 2e-2 10
     launch=
+    # on 2, 4 and 8 GPUs, as many of these as there are
+    if meson test -C "$build" --suite gpu-nccl --print-errorlogs >"$work/nccl.log" 2>&1 && grep -q '^Ok: *[1-9]' "$work/nccl.log"; then
+        pass "suite gpu-nccl: exact sums and copies of every collective"
+    else fail "suite gpu-nccl"; fi
+    end_of "$work/nccl.log" 10
 else skip "training on two GPUs, and so NCCL: there is one"; fi
 
 say ""
@@ -210,11 +215,21 @@ say "## Tools"
 say ""
 # tool NAME: its path, on PATH or in the toolkit
 tool() { command -v "$1" 2>/dev/null || { [ -x "$toolkit/bin/$1" ] && echo "$toolkit/bin/$1"; }; }
+# sanitize TOOL NAME WORDS COMMAND...: passed where the command has done its work, which WORDS in its output show, and the tool has seen all of it
+sanitize() {
+    check=$1 name=$2 words=$3
+    shift 3
+    if GOMP_SPINCOUNT=2000 "$sanitizer" --tool "$check" --target-processes all --error-exitcode 9 "$@" >"$check-$name.log" 2>&1 &&
+        grep -q "$words" "$check-$name.log" && grep -q 'ERROR SUMMARY: 0 errors' "$check-$name.log" && ! grep -q 'ERROR SUMMARY: [1-9]' "$check-$name.log"; then
+        pass "compute-sanitizer $check, $name"
+    else fail "compute-sanitizer $check, $name"; end_of "$check-$name.log"; fi
+}
 if sanitizer=$(tool compute-sanitizer); then
     for check in memcheck racecheck synccheck; do
-        if "$sanitizer" --tool "$check" --error-exitcode 9 "$trainer" --set run.output="sanitize-$check" --backend cuda --set schedule.steps=2 \
-            --set model.layers=1 tiny.toml >"$check.log" 2>&1; then pass "compute-sanitizer $check, two steps"
-        else fail "compute-sanitizer $check"; end_of "$check.log"; fi
+        sanitize $check "two steps" '^2 steps in ' "$trainer" --set run.output="sanitize-$check" --backend cuda --set schedule.steps=2 --set model.layers=1 tiny.toml
+    done
+    for ops in attention group head optimizer; do
+        sanitize memcheck "the ops of $ops" 'PASSED' "$build/tests/test_ops_${ops}_cuda"
     done
 else skip "compute-sanitizer is not installed"; fi
 if nsys=$(tool nsys); then

@@ -91,10 +91,12 @@ static spt_status take_slot(spt_cuda *cuda, int *slot_p) {
   const int slot = (int)(cuda->staging.used % SPT_CUDA_SLOTS);
   if (cuda->staging.used >= SPT_CUDA_SLOTS) {
     const cudaError_t state = cudaEventQuery(cuda->staging.done[slot]);
-    if (state == cudaErrorNotReady)
+    if (state == cudaErrorNotReady) {
+      (void)cudaGetLastError(); // or the next launch might be blamed
       SPT_CUDA(cudaEventSynchronize(cuda->staging.done[slot]));
-    else
+    } else {
       SPT_CUDA(state);
+    }
   }
   cuda->staging.used++;
   *slot_p = slot;
@@ -161,7 +163,7 @@ static spt_status cuda_later_take(spt_backend *backend, int slot, void *host, si
   spt_cuda *cuda = (spt_cuda *)backend;
   const cudaError_t state = cudaEventQuery(cuda->later.done[slot]);
   *done_p = state == cudaSuccess;
-  if (state == cudaErrorNotReady) return SPT_OK;
+  if (state == cudaErrorNotReady) return (void)cudaGetLastError(), SPT_OK;
   SPT_CUDA(state);
   memcpy(host, later_memory(cuda, slot), bytes);
   return SPT_OK;
@@ -411,7 +413,7 @@ spt_status spt_cuda_open(spt_precision precision, int threads, int local_ranks, 
   spt_cuda *cuda = calloc(1, sizeof *cuda);
   if (!cuda) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for the CUDA backend");
   cuda->base.ops = &cuda_ops;
-  cuda->base.act = precision == SPT_PRECISION_FP32 || precision == SPT_PRECISION_TF32 ? SPT_F32 : SPT_BF16;
+  cuda->base.act = spt_cuda_act(precision);
   cuda->base.threads = spt_host_threads(threads, local_ranks);
   cuda->base.processors = 1;
   const spt_status status = open_device(cuda, precision == SPT_PRECISION_TF32);

@@ -17,9 +17,14 @@ enum { SPT_CUDA_CUBLAS_WORKSPACE = 4096 };
 enum { SPT_CUDA_CUBLAS_WORKSPACE = 32 << 20 };
 #endif
 
+/* Of activations, compute copies and what Newton–Schulz multiplies. */
+static inline spt_dtype spt_cuda_act(spt_precision precision) {
+  return precision == SPT_PRECISION_FP32 || precision == SPT_PRECISION_TF32 ? SPT_F32 : SPT_BF16;
+}
+
 /* Pinned memory through which ordinary host memory is copied: a ring of slots, each free again once its copy's event has passed. A step takes one,
- * and two a micro-batch; the host would wait where two steps take more than there are. */
-enum { SPT_CUDA_SLOTS = 64, SPT_CUDA_SLOT_BYTES = 1 << 17 };
+ * and two a micro-batch of up to 32,768 tokens: where a step has more than 126 of these the host is that far ahead of the device, and waits for a slot. */
+enum { SPT_CUDA_SLOTS = 256, SPT_CUDA_SLOT_BYTES = 1 << 17 };
 typedef struct spt_cuda_staging {
   unsigned char *memory; /* (SLOTS, SLOT_BYTES) pinned */
   cudaEvent_t done[SPT_CUDA_SLOTS];

@@ -77,7 +77,7 @@ static spt_status run_batch(spt_cuda *cuda, const spt_gemm_batch *g, int64_t fir
     const int64_t entry = real ? first + i : first;
     entries.a[i] = g->a[entry];
     entries.b[i] = g->b[entry];
-    entries.c[i] = real ? g->c[entry] : (unsigned char *)spare + (i - 1) * elements * size;
+    entries.c[i] = real ? g->c[entry] : (unsigned char *)spare + (size_t)(i - 1) * spt_cuda_spare_bytes(elements, g->dtype);
     if (copy && real && g->d[entry] != g->c[entry]) entries.d[i] = g->d[entry]; // the product adds to C: start it from D
   }
   SPT_CUDA(spt_cuda_batch_prepare(&entries, copy ? elements * size : 0, cuda->batch_table, cuda->stream));
@@ -98,7 +98,7 @@ spt_status spt_cuda_batched_gemm(spt_backend *backend, const spt_gemm_batch *bat
   spt_cuda *cuda;
   SPT_TRY(spt_cuda_begin(backend, &cuda));
   void *spare = NULL;
-  SPT_TRY(spt_cuda_scratch(cuda, (size_t)(SPT_CUDA_BATCH - 1) * (size_t)(batch->m * batch->n) * spt_dtype_size(batch->dtype), &spare));
+  SPT_TRY(spt_cuda_scratch(cuda, (SPT_CUDA_BATCH - 1) * spt_cuda_spare_bytes(batch->m * batch->n, batch->dtype), &spare));
   for (int64_t first = 0; first < batch->batch; first += SPT_CUDA_BATCH) SPT_TRY(run_batch(cuda, batch, first, spare));
   return spt_cuda_end(cuda, spt_cost_batched_gemm(batch));
 }

@@ -80,7 +80,11 @@ cudaError_t spt_cuda_adamw_update(int64_t count, float *w, const float *gradient
                                   const spt_control *control, cudaStream_t stream);
 /* Makes one fixed batch of products ready: writes the pointers to `table` (3·SPT_CUDA_BATCH: A, B, C) and, where d[i] is not NULL, copies that many
  * bytes of d[i] to c[i]. */
-enum { SPT_CUDA_BATCH = 8 };
+enum { SPT_CUDA_BATCH = 8, SPT_CUDA_ALIGNMENT = 256 };
+/* Bytes of one result that only fills a batch up: as cudaMalloc aligns, so that cuBLAS meets no pointer less aligned than those it knows. */
+static inline size_t spt_cuda_spare_bytes(int64_t elements, spt_dtype dtype) {
+  return ((size_t)elements * spt_dtype_size(dtype) + SPT_CUDA_ALIGNMENT - 1) / SPT_CUDA_ALIGNMENT * SPT_CUDA_ALIGNMENT;
+}
 typedef struct spt_cuda_batch {
   const void *a[SPT_CUDA_BATCH], *b[SPT_CUDA_BATCH], *d[SPT_CUDA_BATCH];
   void *c[SPT_CUDA_BATCH];

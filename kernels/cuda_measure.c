@@ -2,6 +2,7 @@
  * fails. */
 #include "backend_cuda.h"
 
+#include "core/optimizer.h"
 #include "core/params.h"
 #include "cuda_kernels.h"
 
@@ -89,7 +90,7 @@ spt_status spt_cuda_open_measure(spt_precision precision, spt_backend **backend_
   spt_cuda *cuda = calloc(1, sizeof *cuda);
   if (!cuda) return SPT_FAIL(SPT_ERR_RESOURCE, "out of memory for the CUDA backend");
   cuda->base.ops = &measure_ops;
-  cuda->base.act = precision == SPT_PRECISION_FP32 ? SPT_F32 : SPT_BF16;
+  cuda->base.act = spt_cuda_act(precision);
   cuda->base.threads = cuda->base.processors = 1;
   snprintf(cuda->base.description, sizeof cuda->base.description, "cuda, no device: memory alone is counted, %s",
            cuda->base.act == SPT_BF16 ? "bf16" : "fp32");
@@ -101,15 +102,14 @@ static size_t larger(size_t a, size_t b) {
   return a > b ? a : b;
 }
 
-/* Results of the products that fill up a batch. */
 static size_t batch_scratch(spt_dtype act, size_t elements) {
-  return (SPT_CUDA_BATCH - 1) * elements * spt_dtype_size(act);
+  return (SPT_CUDA_BATCH - 1) * spt_cuda_spare_bytes((int64_t)elements, act);
 }
 
 /* Scratch that the optimizer's ops take for one factor (rows, cols) or, of AdamW, tensor. */
 static size_t factor_scratch(const spt_optimizer_config *optimizer, spt_dtype act, int64_t rows, int64_t cols) {
   const int64_t s = rows < cols ? rows : cols, chunks = (rows * cols + SPT_CUDA_FACTOR_CHUNK - 1) / SPT_CUDA_FACTOR_CHUNK;
-  const bool orthogonalizes = optimizer->method == SPT_METHOD_SPECTRON || optimizer->method == SPT_METHOD_MUON;
+  const bool orthogonalizes = spt_method_orthogonalizes(optimizer->method);
   const bool renormalizes = optimizer->method == SPT_METHOD_SPECTRON || optimizer->method == SPT_METHOD_RENORM;
   size_t most = SPT_CUDA_STATS_BYTES(rows * cols);
   if (optimizer->method == SPT_METHOD_ADAMW) return most;

@@ -13,8 +13,11 @@ fake() { printf '#!/bin/sh\n%s\n' "$2" >"$1" && chmod +x "$1"; }
 fake none/nvidia-smi 'exit 9'
 fake bin/nvidia-smi 'for i in $(seq ${FAKE_GPUS:-1}); do echo "${FAKE_GPU:-NVIDIA H100 80GB HBM3}, 570.1, 81559 MiB"; done'
 fake bin/mpirun '[ "$1" = -np ] && [ "$2" = 2 ] || exit 0; shift 4; FAKE_ERROR=${FAKE_TWO_ERROR:-0} exec "$@"'
-fake bin/meson 'case "$*" in *--list*) [ -n "${FAKE_NO_TESTS:-}" ] || echo "spectron-dist:gpu / test_ops" ;; *) echo "Skipped:            ${FAKE_SKIPPED:-0}"; exit ${FAKE_CONFORMANCE:-0} ;; esac'
-fake bin/compute-sanitizer 'exit ${FAKE_SANITIZER:-0}'
+fake bin/meson 'case "$*" in *--list*) [ -n "${FAKE_NO_TESTS:-}" ] || echo "spectron-dist:gpu / test_ops" ;; *gpu-nccl*) echo "Ok:                 ${FAKE_NCCL:-1}" ;; *) echo "Skipped:            ${FAKE_SKIPPED:-0}"; exit ${FAKE_CONFORMANCE:-0} ;; esac'
+fake bin/compute-sanitizer '[ "$GOMP_SPINCOUNT" = 2000 ] || exit 8
+case "$*" in *test_ops*) echo "[  PASSED  ] 3 test(s)." ;; *) [ -n "${FAKE_NO_STEP:-}" ] || echo "2 steps in 0.1 s" ;; esac
+[ -n "${FAKE_UNSEEN:-}" ] || echo "========= ERROR SUMMARY: ${FAKE_SANITIZER:-0} errors"
+exit ${FAKE_SANITIZER:-0}'
 fake build/src/spectron 'mkdir -p data; : >data/train-00000.h5'
 # losses fall by 0.1 a step; on cuda they are off by the share FAKE_ERROR
 cat >build/src/spectron-dist <<'END'
@@ -70,6 +73,9 @@ has '0 failed'
 check 0 FAKE_GPUS=2
 has 'passed: two GPUs, fp32, ten steps: 10 losses'
 has 'passed: two GPUs, bf16, with audits: 10 losses'
+has 'passed: suite gpu-nccl'
+check 1 FAKE_GPUS=2 FAKE_NCCL=0
+has 'FAILED.*suite gpu-nccl'
 check 1 FAKE_GPUS=2 FAKE_TWO_ERROR=0.005
 has 'passed: fp32, ten steps'
 has 'FAILED.*two GPUs, reduce-scatter'
@@ -85,7 +91,13 @@ has 'FAILED.*find no device'
 check 1 FAKE_NO_TESTS=1
 has 'FAILED.*no tests of suite gpu'
 check 1 FAKE_SANITIZER=9
-has 'FAILED.*compute-sanitizer racecheck'
+has 'FAILED.*compute-sanitizer racecheck, two steps'
+has 'FAILED.*compute-sanitizer memcheck, the ops of head'
+check 1 FAKE_NO_STEP=1
+has 'FAILED.*compute-sanitizer synccheck, two steps'
+has 'passed: compute-sanitizer memcheck, the ops of group'
+check 1 FAKE_UNSEEN=1
+has 'FAILED.*compute-sanitizer memcheck, two steps'
 check 0 FAKE_GPU='NVIDIA Unheard-of'
 has 'as measured by the trainer'
 chmod -x build/src/spectron-dist

@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""ptxas_report.py ARCHITECTURES SOURCE... -- LOG...: fails when a kernel spills registers or has a stack frame (local memory) on one of the
-architectures ("80,90,100"), or is missing there; prints what each kernel takes, and its theoretical occupancy by registers, static shared memory
-and the largest block that __launch_bounds__ allows. The logs are ptxas -v's. With "self-check" in place of all that: that the check can fail."""
+"""ptxas_report.py MEASURES ARCHITECTURES SOURCE... -- LOG...: fails when a kernel spills registers or has a stack frame (local memory) on one of
+the architectures ("80,90,100"), is missing there, or has blocks of unknown size; prints what each kernel takes, and its theoretical occupancy by registers,
+shared memory and the largest block: those that __launch_bounds__ allows, or what the program MEASURES (attention_measures) says, which knows dynamic
+shared memory too. The logs are ptxas -v's. With "self-check" in place of all that: that the check can fail."""
 import re
 import subprocess
 import sys
@@ -46,6 +47,11 @@ def constants(source):
             return known
 
 
+def name_of(readable):
+    """a kernel's name and template arguments, without its namespaces and parameters"""
+    return re.sub(r"^void ", "", readable.replace("(anonymous namespace)::", "")).split("(")[0].split("::")[-1]
+
+
 def block_sizes(sources):
     """kernel name -> threads of its largest block; names are unique enough within one source."""
     sizes, shared = {}, {}
@@ -69,18 +75,26 @@ def occupancy(architecture, registers, shared, threads):
     return min(BLOCKS, WARPS // warps, by_registers, by_shared) * warps / WARPS
 
 
-def report(architectures, sources, logs):
+def instances(text):
+    """(kernel, type, width) -> threads and dynamic shared memory, from attention_measures' lines"""
+    return {(k, t, w): (int(threads), int(shared)) for k, t, w, threads, shared in (line.split() for line in text.splitlines())}
+
+
+def report(architectures, sources, logs, measures=""):
     found = {}
     for log in logs:
         found.update(kernels(log))
     names = sorted({name for name, _ in found})
     problems = [] if names else ["no kernel in the logs"]
     plain = subprocess.run(["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True).stdout.splitlines()
-    sizes = block_sizes(sources)
+    sizes, of_instance = block_sizes(sources), instances(measures)
     print(f"{'kernel':<48} {'sm':>4} {'registers':>9} {'shared':>7} {'block':>5} {'occupancy':>9}")
     for name, readable in zip(names, plain):
-        short = re.sub(r"^void ", "", readable).split("(")[0].split("::")[-1]
-        threads = sizes.get(short.split("<")[0])
+        short = name_of(readable)
+        words = re.match(r"(\w+)<(\w+), (\d+)", short)
+        threads, dynamic = (of_instance.get(words.groups()) if words else None) or (sizes.get(short.split("<")[0]), 0)
+        if not threads:
+            problems.append(f"{short}: the size of its blocks is not known")
         for architecture in architectures:
             k = found.get((name, architecture))
             if not k or "registers" not in k or "frame" not in k:
@@ -89,8 +103,9 @@ def report(architectures, sources, logs):
             if k["frame"] or k["stores"] or k["loads"]:
                 problems.append(f"{short}, sm_{architecture}: a stack frame of {k['frame']} bytes, {k['stores']} bytes of spill stores, "
                                 f"{k['loads']} of spill loads")
-            share = f"{100 * occupancy(architecture, k['registers'], k['shared'], threads):.0f} %" if threads else "?"
-            print(f"{short:<48} {architecture:>4} {k['registers']:>9} {k['shared']:>7} {threads or '?':>5} {share:>9}")
+            shared = k["shared"] + dynamic
+            share = f"{100 * occupancy(architecture, k['registers'], shared, threads):.0f} %" if threads else "?"
+            print(f"{short:<48} {architecture:>4} {k['registers']:>9} {shared:>7} {threads or '?':>5} {share:>9}")
     return problems
 
 
@@ -105,14 +120,19 @@ def self_check():
     assert len(report(["80"], [source], [text % (0, 4)])) == 1
     assert len(report(["80", "90"], [source], [text % (0, 0)])) == 1
     assert len(report(["80"], [source], [""])) == 1
+    assert len(report(["80"], ["no bounds"], [text % (0, 0)])) == 1
+    assert name_of("void (anonymous namespace)::k<float, 64>((anonymous namespace)::shape)") == "k<float, 64>"
+    wide = (text % (0, 0)).replace("_Z1kv", "_Z1kIfLi64EEvv")
+    assert report(["80"], ["no bounds"], [wide], "k float 64 128 50000") == [] and len(report(["80"], ["no bounds"], [wide], "k float 32 128 0")) == 1
 
 
 def main():
     if sys.argv[1:] == ["self-check"]:
         return self_check()
+    measures = subprocess.run([sys.argv[1]], capture_output=True, text=True, check=True).stdout
     split = sys.argv.index("--")
-    texts = [[open(path, encoding="utf-8").read() for path in paths] for paths in (sys.argv[2:split], sys.argv[split + 1:])]
-    problems = report(sys.argv[1].split(","), *texts)
+    texts = [[open(path, encoding="utf-8").read() for path in paths] for paths in (sys.argv[3:split], sys.argv[split + 1:])]
+    problems = report(sys.argv[2].split(","), *texts, measures)
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0

@@ -247,6 +247,8 @@ cublasStatus_t cublasGemmBatchedEx(cublasHandle_t h, cublasOperation_t op_a, cub
   check_device(b, bytes, "cublasGemmBatchedEx: the list of B");
   check_device(c, bytes, "cublasGemmBatchedEx: the list of C");
   stream_push(own->on, what, [=] {
+    for (int i = 0; i < count; i++) // the manual's advice; of pointers that lie in device memory cuBLAS itself cannot see it
+      if (((uintptr_t)a[i] | (uintptr_t)b[i] | (uintptr_t)c[i]) % 16 != 0) fault("%s: matrix %d is not aligned to 16 bytes", what, i);
     for (int i = 0; i < count; i++)
       for (int j = 0; j < i; j++) {
         const auto *x = static_cast<unsigned char *>(c[i]), *y = static_cast<unsigned char *>(c[j]);

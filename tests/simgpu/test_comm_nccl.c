@@ -1,8 +1,10 @@
-/* The NCCL communicator over the CUDA backend, on simulated GPUs: exact sums and copies of unequal runs, empty ones too, each between kernels of the
+/* The NCCL communicator over the CUDA backend, on simulated GPUs, and on real ones where there are as many as ranks (else it ends with 77): exact sums and copies of unequal runs, empty ones too, each between kernels of the
  * compute stream that nothing but the communicator's events orders with it; and the backend's copies, which events end. mpirun -np RANKS test_comm_nccl. */
 #include "dist/comm_nccl.h"
 
 #include "backend_cuda.h"
+
+#include <cuda_runtime_api.h>
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -164,7 +166,13 @@ static void later_round(float *values, float *half, int round) {
 }
 
 int main(int argc, char **argv) {
+  int devices = 0;
   must(spt_comm_mpi_open(&argc, &argv, &mpi));
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices < mpi->size) {
+    if (mpi->rank == 0) printf("not run: %d ranks want as many GPUs, and here are %d\n", mpi->size, devices);
+    mpi->ops->close(&mpi);
+    return 77;
+  }
   must(spt_backend_choose_device(SPT_BACKEND_CUDA, mpi->local_rank));
   must(spt_backend_open(SPT_BACKEND_CUDA, SPT_PRECISION_FP32, 1, 1, &backend));
   must(spt_comm_nccl_open(mpi, backend->stream, &comm));

@@ -141,7 +141,7 @@ static void right_tf32(world &w) { // operands are rounded to 11 bits where that
 static void right_batches(world &w) {
   float *list = device(9 * sizeof(void *));
   const void *entries[9];
-  for (int i = 0; i < 3; i++) entries[i] = w.a + 3 * i, entries[3 + i] = w.b + i, entries[6 + i] = w.c + 4 * i;
+  for (int i = 0; i < 3; i++) entries[i] = w.a + 4 * i, entries[3 + i] = w.b + 4 * i, entries[6 + i] = w.c + 4 * i;
   memcpy(w.host, entries, sizeof entries);
   must(cudaMemcpyAsync(list, w.host, sizeof entries, cudaMemcpyHostToDevice, w.stream));
   auto *lists = reinterpret_cast<void **>(list);
@@ -150,7 +150,7 @@ static void right_batches(world &w) {
   get(w, w.c);
   float by_lists[12];
   memcpy(by_lists, w.host, sizeof by_lists);
-  want(cublasGemmStridedBatchedEx(w.cublas, CUBLAS_OP_N, CUBLAS_OP_N, 2, 2, K, &w.one, w.a, CUDA_R_32F, 2, 3, w.b, CUDA_R_32F, K, 1, &w.zero,
+  want(cublasGemmStridedBatchedEx(w.cublas, CUBLAS_OP_N, CUBLAS_OP_N, 2, 2, K, &w.one, w.a, CUDA_R_32F, 2, 4, w.b, CUDA_R_32F, K, 4, &w.zero,
                                   w.c + 16, CUDA_R_32F, 2, 4, 3, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
   get(w, w.c);
   for (int i = 0; i < 12; i++) expect(w.host[16 + i] == by_lists[i] && std::isfinite(by_lists[i]), "by strides as by lists");
@@ -216,6 +216,16 @@ static void wrong_list(world &w) { // of pointers, in host memory
   want(cublasGemmBatchedEx(w.cublas, CUBLAS_OP_N, CUBLAS_OP_N, 2, 2, K, &w.one, lists, CUDA_R_32F, 2, lists + 1, CUDA_R_32F, K, &w.zero, lists + 2,
                            CUDA_R_32F, 2, 1, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
 }
+static void wrong_place(world &w) { // a result that only its element aligns
+  float *list = device(3 * sizeof(void *));
+  const void *entries[3] = {w.a, w.b, w.c + 1};
+  memcpy(w.host, entries, sizeof entries);
+  must(cudaMemcpyAsync(list, w.host, sizeof entries, cudaMemcpyHostToDevice, w.stream));
+  auto *lists = reinterpret_cast<void **>(list);
+  want(cublasGemmBatchedEx(w.cublas, CUBLAS_OP_N, CUBLAS_OP_N, 2, 2, K, &w.one, lists, CUDA_R_32F, 2, lists + 1, CUDA_R_32F, K, &w.zero, lists + 2,
+                           CUDA_R_32F, 2, 1, CUBLAS_COMPUTE_32F, CUBLAS_GEMM_DEFAULT));
+  must(cudaStreamSynchronize(w.stream));
+}
 static void wrong_workspace(world &w) {
   want(cublasSetStream(w.cublas, w.stream));
   product(w, call());
@@ -248,6 +258,7 @@ static const test_case cases[] = {
     {"an operand in host memory", wrong_host, "is no device memory"},
     {"a result over an operand", wrong_overlap, "A and C overlap"},
     {"an operand off its elements", wrong_misaligned, "misaligned"},
+    {"a matrix of a batch that is not aligned", wrong_place, "not aligned to 16 bytes"},
     {"results of a batch over each other", wrong_stride, "the results overlap"},
     {"a list of pointers in host memory", wrong_list, "the list of A"},
     {"no workspace", wrong_workspace, "without cublasSetWorkspace"},

@@ -71,6 +71,10 @@ __global__ void dynamic_kernel(float *out) {
   __syncthreads();
   out[threadIdx.x] = tile[blockDim.x - 1 - threadIdx.x];
 }
+__global__ void vector_kernel(const float *in, float *out) { // 16 bytes at once, from where 4 are aligned
+  const float4 four = *reinterpret_cast<const float4 *>(in + threadIdx.x);
+  out[threadIdx.x] = four.x + four.w;
+}
 __global__ void add_one(float *values) {
   values[blockIdx.x * BLOCK + threadIdx.x] += 1;
 }
@@ -241,6 +245,10 @@ static void wrong_pageable(world &w) {
 static void wrong_default(world &w) {
   must(spt_launch(add_one, dim3(N / BLOCK), dim3(BLOCK), 0, (cudaStream_t) nullptr, w.in));
 }
+static void wrong_alignment(world &w) {
+  must(spt_launch(vector_kernel, dim3(1), dim3(2), 0, w.stream, w.in, w.out));
+  must(cudaStreamSynchronize(w.stream));
+}
 static void wrong_block(world &w) {
   must(spt_launch(add_one, dim3(1), dim3(2048), 0, w.stream, w.in));
 }
@@ -272,6 +280,7 @@ static const test_case cases[] = {
     {"copy beyond an allocation", wrong_copy, "of an allocation of"},
     {"asynchronous copy of pageable memory", wrong_pageable, "pageable"},
     {"default stream", wrong_default, "default stream"},
+    {"a vector that is not aligned", wrong_alignment, "misaligned address"},
     {"too large a block", wrong_block, "a block of"},
 };
 

@@ -51,6 +51,10 @@ done
 note "the CUDA backend's memory needs no GPU"
 if "$trainer" --dry-run --backend cuda --ranks 8 job.toml >log 2>err; then
     for line in 'memory per GPU' 'libraries, scratch' 'memory of the host'; do grep -q "^ *$line" log || { cat log; fail "cuda: no '$line'"; }; done
+    for precision in bf16 fp32 tf32; do # tf32 is how fp32 is multiplied
+        "$trainer" --dry-run --backend cuda --ranks 8 --set device.precision=$precision job.toml | grep '^ *memory\|activations' >memory-$precision || fail "cuda, $precision"
+    done
+    cmp memory-fp32 memory-tf32 && ! cmp -s memory-fp32 memory-bf16 || fail "the memory of tf32 is not that of fp32"
     "$trainer" --dry-run --presets --backend cuda --ranks 8 job.toml >log || fail "--presets"
     # kept, a micro-batch fits and is smaller than with recomputation; larger models take smaller ones
     awk -F'|' '/^\| [0-9]/ { n++; if ($7 < 1 || $10 <= $7 || (n > 1 && $7 > last)) bad = 1; last = $7 } END { exit bad || n != 12 }' log || { cat log; fail "the presets' table"; }
