@@ -450,8 +450,10 @@ static spt_status load_job(trainer *t) {
 }
 
 static spt_status start_watchdog(trainer *t) {
-  const spt_watchdog_limits limits = {t->config.dist.timeout_seconds, t->config.dist.startup_timeout_seconds,
-                                      t->config.dist.save_timeout_seconds, t->config.dist.validation_timeout_seconds};
+  const spt_watchdog_limits limits = {.timeout = t->config.dist.timeout_seconds,
+                                      .startup = t->config.dist.startup_timeout_seconds,
+                                      .save = t->config.dist.save_timeout_seconds,
+                                      .validation = t->config.dist.validation_timeout_seconds};
   if (!t->comm->threaded && t->comm->size > 1 && t->comm->rank == 0)
     trainer_progress_event("note: this MPI does not support MPI_THREAD_MULTIPLE: no watchdog ends a job that hangs "
                            "([dist] timeout_seconds), and training waits for each save");

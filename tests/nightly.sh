@@ -1,7 +1,8 @@
 #!/bin/sh
-# usage: sh tests/nightly.sh [all | asan | tsan | valgrind | load | campaign | flips | fuzz]...
+# usage: sh tests/nightly.sh [all | asan | tsan | valgrind | load | rehearse | campaign | flips | fuzz | mutants]...
 # What takes too long for tests/run.sh: the whole suite under AddressSanitizer and UndefinedBehaviorSanitizer, the threads under
-# ThreadSanitizer, two ranks under valgrind, 64 ranks for 200 steps, 200 kills, flipped bits, 10 minutes of fuzzing. Ends with a line a part and a
+# ThreadSanitizer, two ranks under valgrind, 64 ranks for 200 steps, the rehearsal of S on 64 ranks, 200 kills, flipped bits, 10 minutes of fuzzing,
+# the GPU sources without each barrier and wait. Ends with a line a part and a
 # failing status when one failed. SPT_NIGHTLY names the folder of builds and reports (build-nightly).
 set -u
 source=$(cd "$(dirname "$0")/.." && pwd)
@@ -94,6 +95,11 @@ load() {
     part load env SPT_LOAD_RANKS=64 SPT_LOAD_STEPS=200 sh "$source/tests/train/load.sh" "$folder/build-test"
 }
 
+rehearse() {
+    part rehearse-build build build-test || return 0
+    part rehearse-64-ranks env SPT_REHEARSE_LONG=1 sh "$source/tests/train/rehearse.sh" "$folder/build-test"
+}
+
 campaign() {
     part campaign-build build build-test || return 0
     part campaign env SPT_CAMPAIGN_KILLS=200 sh "$source/tests/train/campaign.sh" "$folder/build-test"
@@ -108,12 +114,16 @@ fuzz() {
     part fuzz env SPT_FUZZ_BUILD="$folder/build-fuzz" sh "$source/tests/fuzz/run.sh" "${SPT_FUZZ_SECONDS:-600}"
 }
 
+mutants() {
+    part mutants sh "$source/tests/simgpu/mutate.sh" all # wants the CUDA toolkit
+}
+
 [ $# -gt 0 ] || set -- all
 for what in "$@"; do
     case $what in
-    all) asan; tsan; valgrind_; load; campaign; flips; fuzz ;;
+    all) asan; tsan; valgrind_; load; rehearse; campaign; flips; fuzz; mutants ;;
     valgrind) valgrind_ ;;
-    asan | tsan | load | campaign | flips | fuzz) $what ;;
+    asan | tsan | load | rehearse | campaign | flips | fuzz | mutants) $what ;;
     *) sed -n 's/^# usage: /usage: /p' "$0" >&2; exit 2 ;;
     esac
 done

@@ -3,6 +3,7 @@
 
 #include "unit_test.h"
 
+#include <math.h>
 #include <string.h>
 
 enum { RANKS = 4, ALLOWED = 20, SILENT = 30 };
@@ -73,6 +74,24 @@ static void test_without_limit(void **state) {
   assert_int_equal(spt_watchdog_judge(stuck, RANKS, none, SILENT, &silent), -1);
 }
 
+/* Each phase has its own key's seconds. */
+static void test_allowances(void **state) {
+  (void)state;
+  int32_t allowed[SPT_PHASES];
+  const spt_watchdog_limits limits = {.timeout = 40, .startup = 100, .save = 200, .validation = 300};
+  assert_true(spt_watchdog_allowances(&limits, allowed) == 1); // 20 in the timeout, a second at most
+  for (int phase = 0; phase < SPT_PHASES; phase++) {
+    const int wanted = phase == SPT_PHASE_STARTUP ? 100 : phase == SPT_PHASE_SAVE || phase == SPT_PHASE_END ? 200 : phase == SPT_PHASE_VALIDATION ? 300 : 40;
+    assert_int_equal(allowed[phase], wanted);
+  }
+  const spt_watchdog_limits close = {.timeout = 4, .startup = 0, .save = 1, .validation = 1e12};
+  assert_true(fabs(spt_watchdog_allowances(&close, allowed) - 0.2) < 1e-12);
+  assert_int_equal(allowed[SPT_PHASE_COMPUTE], 20);
+  assert_int_equal(allowed[SPT_PHASE_STARTUP], 0); // for ever
+  assert_int_equal(allowed[SPT_PHASE_SAVE], 5);
+  assert_int_equal(allowed[SPT_PHASE_VALIDATION], INT32_MAX);
+}
+
 static void expect_text(const spt_rank_report *reports, int first, int end, const char *expected) {
   spt_signal_text text = {0};
   spt_watchdog_describe(reports, first, end, &text);
@@ -111,6 +130,7 @@ int main(void) {
       cmocka_unit_test(test_nobody),          cmocka_unit_test(test_slow_is_not_stuck),
       cmocka_unit_test(test_stuck),           cmocka_unit_test(test_hung_collective),
       cmocka_unit_test(test_silence_comes_first), cmocka_unit_test(test_without_limit),
+      cmocka_unit_test(test_allowances),
       cmocka_unit_test(test_last_heard),      cmocka_unit_test(test_signal_text),
   };
   return cmocka_run_group_tests(tests, NULL, NULL);

@@ -28,7 +28,6 @@ struct spt_watchdog {
   spt_whereabouts *here;
   spt_neighbours *neighbours; /* not owned; may be NULL */
   MPI_Comm wire;
-  spt_watchdog_limits limits;
   double heartbeat; /* seconds */
   int32_t limit[SPT_PHASES], silent_limit;
   pthread_t thread;
@@ -263,17 +262,16 @@ static int32_t allowance(double seconds, double heartbeat) {
   return seconds <= 0 ? 0 : beats > INT32_MAX ? INT32_MAX : (int32_t)beats;
 }
 
-static void set_limits(spt_watchdog *w, const spt_watchdog_limits *limits) {
-  w->limits = *limits;
-  w->heartbeat = fmax(heartbeat_shortest, fmin(heartbeat_longest, limits->timeout / HEARTBEATS_PER_TIMEOUT));
-  w->silent_limit = allowance(limits->timeout, w->heartbeat);
+double spt_watchdog_allowances(const spt_watchdog_limits *limits, int32_t allowed[SPT_PHASES]) {
+  const double heartbeat = fmax(heartbeat_shortest, fmin(heartbeat_longest, limits->timeout / HEARTBEATS_PER_TIMEOUT));
   for (int phase = 0; phase < SPT_PHASES; phase++) {
     const double seconds = phase == SPT_PHASE_STARTUP                            ? limits->startup
                            : phase == SPT_PHASE_SAVE || phase == SPT_PHASE_END ? limits->save
                            : phase == SPT_PHASE_VALIDATION                     ? limits->validation
                                                                                : limits->timeout;
-    w->limit[phase] = allowance(seconds, w->heartbeat);
+    allowed[phase] = allowance(seconds, heartbeat);
   }
+  return heartbeat;
 }
 
 static void free_all(spt_watchdog *w) {
@@ -297,7 +295,8 @@ static spt_watchdog *new_watchdog(spt_comm *comm, spt_whereabouts *here, const s
   w->gone = calloc(peers, sizeof *w->gone);
   w->outgoing = calloc(peers, sizeof *w->outgoing);
   w->sends = malloc(peers * sizeof *w->sends);
-  set_limits(w, limits);
+  w->heartbeat = spt_watchdog_allowances(limits, w->limit);
+  w->silent_limit = allowance(limits->timeout, w->heartbeat);
   if (w->reports && w->gone && w->outgoing && w->sends) return w;
   free_all(w);
   return NULL;

@@ -75,6 +75,9 @@ typedef struct spt_watchdog_limits {
   double timeout, startup, save, validation;
 } spt_watchdog_limits;
 
+/* Seconds between heartbeats, and each phase's allowance of them without progress (0: none). Pure. */
+double spt_watchdog_allowances(const spt_watchdog_limits *limits, int32_t allowed[SPT_PHASES]);
+
 struct spt_neighbours;
 
 /* Starts the thread, which also tells of a neighbour that dies (neighbours.h). `here` and `neighbours`, which may be NULL, must outlive it. *watchdog_p is NULL, and nothing runs, with one rank, without

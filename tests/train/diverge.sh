@@ -28,3 +28,9 @@ for warmup in 0 0.9; do
 done
 note "what the good run saved goes on"
 mpi 2 --resume --set checkpoint.every=1 --set schedule.kind=constant --set schedule.steps=7 --set run.output=run-good job.toml >log 2>&1 || { cat log; fail "resume"; }
+note "a stop while updates are skipped: nothing new was saved, and no 75 that would have the job started again and again"
+"$build/tests/poison_checkpoint" run-good/checkpoints/step-00000007.h5 /model/model.layers.1.self_attn.v_proj.B 17 3.4e38 || fail "poisoning"
+before=$(ls run-good/checkpoints)
+expect 4 'stopped at step 8 while updates are skipped: nothing was saved since the start' env --block-signal=USR1 bash -c 'kill -USR1 $$; exec "$@"' - \
+    "$trainer" --threads 1 --resume --set checkpoint.every=1 --set schedule.kind=constant --set schedule.steps=70 --set run.output=run-good job.toml
+[ "$(ls run-good/checkpoints)" = "$before" ] || fail "something was saved"
