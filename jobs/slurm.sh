@@ -33,6 +33,14 @@ spectron_launcher() {
     esac
 }
 
+# The numbers of this user's jobs that wait or run, for the lock of the run's folder: one that another job has left and that is not among them is
+# taken over. None where there are more than an environment can hold.
+spectron_jobs() (
+    for spectron_name in $(env | sed -n 's/^\(SQUEUE_[A-Z0-9_]*\)=.*/\1/p'); do unset "$spectron_name"; done # a user's filters
+    spectron_list=$(squeue --all --noheader --user="$(id -un)" --format=%A 2>/dev/null) || exit 0
+    [ ${#spectron_list} -gt 100000 ] || echo "$spectron_list" | tr '\n' ' '
+)
+
 # USR1 to the launcher, which passes it on; not before the ranks can hear it.
 spectron_pass_on() {
     spectron_signalled=yes
@@ -55,8 +63,7 @@ spectron_run() {
     spectron_early=no
     trap 'spectron_early=yes' USR1 # before the launcher is there
     spectron_command=$(spectron_launcher) || exit 2
-    # the jobs that wait or run: the lock that one of ours has left in the run's folder and that is not among them is taken over
-    SPECTRON_SLURM_JOBS=$(squeue --noheader --format=%A 2>/dev/null | tr '\n' ' ') || SPECTRON_SLURM_JOBS=
+    SPECTRON_SLURM_JOBS=$(spectron_jobs)
     export SPECTRON_SLURM_JOBS
     spectron_say "start $((${SLURM_RESTART_COUNT:-0} + 1)) on $SLURM_JOB_NODELIST, $SLURM_NTASKS ranks by ${spectron_command%% *}"
 

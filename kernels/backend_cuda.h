@@ -23,7 +23,7 @@ static inline spt_dtype spt_cuda_act(spt_precision precision) {
 }
 
 /* Pinned memory through which ordinary host memory is copied: a ring of slots, each free again once its copy's event has passed. A step takes one,
- * and two a micro-batch of up to 32,768 tokens: where a step has more than 126 of these the host is that far ahead of the device, and waits for a slot. */
+ * and two a micro-batch of up to 32,768 tokens: where a step has more than 63 of these and the host is a step ahead of the device, it waits for a slot. */
 enum { SPT_CUDA_SLOTS = 256, SPT_CUDA_SLOT_BYTES = 1 << 17 };
 typedef struct spt_cuda_staging {
   unsigned char *memory; /* (SLOTS, SLOT_BYTES) pinned */

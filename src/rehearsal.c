@@ -114,13 +114,19 @@ static spt_status wait_for_save(const rehearsal *r, watch *w) {
 
 /* Until it ends, by itself or, guided, once it has come to r->end and is asked to stop. */
 static spt_status wait_for_end(rehearsal *r, watch *w) {
+  enum { ASK_AGAIN = 60 }; // seconds
+  double asked = -ASK_AGAIN - 1;
   r->end_code = r->guided ? SPT_STOPPED : 0;
   for (int code;;) {
     const bool ended = rehearsal_ended(w->pid, &code);
     SPT_TRY(look(r, w));
     if (ended) return code == r->end_code ? SPT_OK : failed_with(r, w->what, code);
     SPT_TRY(check_patience(r, w));
-    if (r->guided && w->saved >= r->end) kill(w->pid, SIGUSR1); // again is the same request
+    // not again at once: a launcher about to end hears USR1 no more, and dies of it
+    if (r->guided && w->saved >= r->end && spt_tool_seconds() - asked > ASK_AGAIN) {
+      kill(w->pid, SIGUSR1);
+      asked = spt_tool_seconds();
+    }
     nanosleep(&(struct timespec){.tv_nsec = 50000000}, NULL);
   }
 }

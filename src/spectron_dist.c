@@ -8,10 +8,13 @@
 
 #include <float.h>
 #include <math.h>
+#include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { SKIPPED_STEPS_MAX = 10 };
@@ -26,8 +29,19 @@ static void request_stop(int signal_number) {
 }
 
 /* The next start, perhaps on another node, shall not find the folder locked by this one. Async-signal-safe. */
-static void abandon_folder(void) {
+static void *abandon_folder(void *done) {
   spt_run_folder_abandon(the_trainer.folder);
+  if (done) atomic_store((atomic_bool *)done, true);
+  return NULL;
+}
+
+/* Before the job is aborted. A file system that hangs, perhaps the reason for it, does not hold it up for more than a second. */
+static void before_abort(void) {
+  static atomic_bool done;
+  pthread_t thread;
+  spt_neighbours_hush(the_trainer.neighbours);
+  if (!the_trainer.folder || pthread_create(&thread, NULL, abandon_folder, &done) != 0) return;
+  for (int polls = 0; polls < 100 && !atomic_load(&done); polls++) nanosleep(&(struct timespec){.tv_nsec = 10000000}, NULL);
 }
 
 /* Under a launcher TERM may mean that another rank has died, and KILL follows soon: no collective would end. Says which rank of this node is gone,
@@ -35,7 +49,6 @@ static void abandon_folder(void) {
 static void leave_at_once(int signal_number) {
   static spt_signal_text text;
   const spt_whereabouts *other;
-  abandon_folder();
   spt_neighbours_leave(the_trainer.neighbours);
   const int lost = spt_neighbours_lost(the_trainer.neighbours, &other);
   if (lost >= 0) spt_neighbours_tell(lost, other);
@@ -47,6 +60,7 @@ static void leave_at_once(int signal_number) {
   spt_signal_text_word(&text, "; nothing more is saved");
   spt_watchdog_last_heard(the_trainer.watchdog, &text);
   spt_signal_text_line(&text);
+  abandon_folder(NULL); // last: its file system may hang
   signal(signal_number, SIG_DFL);
   raise(signal_number);
 }
@@ -461,7 +475,7 @@ static spt_status start_watchdog(trainer *t) {
 }
 
 static spt_status run(trainer *t) {
-  t->comm->before_abort = abandon_folder;
+  t->comm->before_abort = before_abort;
   spt_neighbours_open(t->comm, &t->here, &t->neighbours);
   SPT_TRY(load_job(t));
   SPT_TRY(start_watchdog(t));
@@ -517,7 +531,7 @@ int main(int argc, char **argv) {
   }
   trainer_close(&the_trainer);
   spt_watchdog_close(&the_trainer.watchdog);
-  spt_neighbours_close(the_trainer.comm, &the_trainer.neighbours, &the_trainer.here, &whereabouts);
+  spt_neighbours_close(&the_trainer.neighbours, &the_trainer.here, &whereabouts);
   the_trainer.comm->ops->barrier(the_trainer.comm); // the launcher kills the rest once one rank has left with a failure
   the_trainer.comm->ops->close(&the_trainer.comm);
   return (int)status;

@@ -20,7 +20,12 @@ case "$*" in
 esac
 END
 printf '#!/bin/sh\necho "$@" >>scontrol.log\n' >bin/scontrol
-printf '#!/bin/sh\nprintf "7\\n9\\n11\\n"\n' >bin/squeue
+cat >bin/squeue <<'END'
+#!/bin/sh
+[ "$*" = "--all --noheader --user=$(id -un) --format=%A" ] && [ -z "${SQUEUE_STATES:-}" ] || exit 1
+[ -z "${MANY:-}" ] || exec seq 100000 120000
+printf '7\n9\n11\n'
+END
 chmod +x bin/*
 : >job.toml
 cat >batch.sh <<END
@@ -29,7 +34,7 @@ echo \$\$ >batch.pid
 spectron_run job.toml
 END
 export SPECTRON="$source" TRAINER=/bin/true SETTLE=2 SLURM_JOB_ID=9 SLURM_NTASKS=1 SLURM_JOB_NODELIST=n1 SLURM_SUBMIT_DIR="$work"
-env PATH="$work/bin:$PATH" LAUNCHER=auto SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=3 bash batch.sh >log 2>&1 &
+env PATH="$work/bin:$PATH" LAUNCHER=auto SQUEUE_STATES=PENDING SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=3 bash batch.sh >log 2>&1 &
 batch=$!
 n=0
 until [ -s scontrol.log ]; do
@@ -50,9 +55,10 @@ ends() {
     grep -q "$words" log || fail "no '$words': $*"
 }
 mkdir empty
-for tool in bash sh date grep tr cat sleep; do ln -s "$(command -v $tool)" empty/$tool; done
+for tool in bash sh date grep tr cat sleep env sed id; do ln -s "$(command -v $tool)" empty/$tool; done
 ends 127 'failed with exit code 127' PATH="$work/empty" LAUNCHER=mpirun # no mpirun
 ends 127 'failed with exit code 127' PATH="$work/bin:$PATH" LAUNCHER=srun RANKS=127 # a library that is not there, on the nodes
 ends 5 'failed with exit code 5' PATH="$work/bin:$PATH" LAUNCHER=srun RANKS=5
 ends 0 ': done$' PATH="$work/bin:$PATH" LAUNCHER=srun RANKS=0
+ends 0 ': done$' PATH="$work/bin:$PATH" LAUNCHER=srun RANKS=0 MANY=1 # more jobs than an environment can hold
 echo "slurm.sh: an early USR1 arrives, a task requeues itself alone"

@@ -149,9 +149,11 @@ static void ended_job(void **unused) {
   static const struct {
     const char *own, *list;
     bool free;
-  } cases[] = {{"42", "40 42 43", true},  {"42", " 42 ", true},    {"42", "41 42", false}, {"42", "40 43", false}, {"42", "", false},
-               {"42", NULL, false},       {"40", "40 43", false},  {"41", NULL, true},     {NULL, "40 42", false}, {"42", "x 42", false},
-               {"42", "411 142 42", true}, {"4x", "42 4", false}};
+    const char *cluster;
+  } cases[] = {{"42", "40 42 43", true, NULL},   {"42", " 42 ", true, NULL},      {"42", "41 42", false, NULL}, {"42", "40 43", false, NULL},
+               {"42", "", false, NULL},          {"42", NULL, false, NULL},       {"40", "40 43", false, NULL}, {"41", NULL, true, NULL},
+               {NULL, "40 42", false, NULL},     {"42", "x 42", false, NULL},     {"42", "411 142 42", true, NULL}, {"4x", "42 4", false, NULL},
+               {"42", "42", false, "there"},     {"41", NULL, false, "there"}};
   spt_run_folder *folder;
   assert_ok(spt_run_folder_open(output, true, &folder));
   spt_run_folder_close(&folder);
@@ -159,6 +161,7 @@ static void ended_job(void **unused) {
     spill("lock", left);
     if (cases[i].own) assert_int_equal(setenv("SLURM_JOB_ID", cases[i].own, 1), 0);
     else unsetenv("SLURM_JOB_ID");
+    if (cases[i].cluster) assert_int_equal(setenv("SLURM_CLUSTER_NAME", cases[i].cluster, 1), 0);
     if (cases[i].list) assert_int_equal(setenv("SPECTRON_SLURM_JOBS", cases[i].list, 1), 0);
     else unsetenv("SPECTRON_SLURM_JOBS");
     if (cases[i].free) {
@@ -168,6 +171,14 @@ static void ended_job(void **unused) {
       assert_fails(SPT_ERR_USAGE, spt_run_folder_open(output, true, &folder), "host elsewhere, process 123, Slurm job 41", "remove this file");
     }
   }
+  spill("lock", "host elsewhere process 123 slurm_job 41@there since 2020-01-01T00:00:00Z\n");
+  assert_int_equal(setenv("SLURM_JOB_ID", "42", 1) | setenv("SPECTRON_SLURM_JOBS", "42", 1), 0);
+  assert_ok(spt_run_folder_open(output, true, &folder));
+  char *text = slurp("lock");
+  assert_non_null(strstr(text, "slurm_job 42@there "));
+  free(text);
+  spt_run_folder_close(&folder);
+  unsetenv("SLURM_CLUSTER_NAME");
   unsetenv("SLURM_JOB_ID");
   unsetenv("SPECTRON_SLURM_JOBS");
 }

@@ -5,7 +5,6 @@
 
 #include "core/status.h"
 
-#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -59,7 +58,6 @@ struct spt_comm {
   int local_rank, local_size; /* on this node */
   int cpu_sharers; /* ranks of this node, itself included, whose allowed CPUs meet this rank's: 1 when bound apart */
   bool threaded;              /* MPI_THREAD_MULTIPLE: send/receive may run on a second thread */
-  atomic_bool *left;          /* set by abort: this process ends by its own will (neighbours.h); NULL: nobody is to know */
   void (*before_abort)(void); /* called by abort first: what others would find left; NULL: nothing */
   char host[64];
   spt_comm_counter counters[SPT_COLLECTIVE_KINDS];

@@ -306,7 +306,6 @@ static spt_status mpi_receive(spt_comm *base, void *bytes, size_t count, int fro
 }
 
 static void mpi_abort(spt_comm *base, int code) {
-  if (base->left) atomic_store(base->left, true);
   if (base->before_abort) base->before_abort();
   MPI_Abort(MPI_COMM_WORLD, code);
   _Exit(code); // where MPI_Abort returned after all

@@ -108,12 +108,16 @@ void spt_neighbours_open(spt_comm *comm, spt_whereabouts **here_p, spt_neighbour
     return;
   }
   *here_p = &n->entries[n->own]->here;
-  comm->left = &n->entries[n->own]->left;
   *neighbours_p = n;
 }
 
 void spt_neighbours_leave(spt_neighbours *n) {
   if (n) atomic_store(&n->entries[n->own]->left, true);
+}
+
+void spt_neighbours_hush(spt_neighbours *n) {
+  spt_neighbours_leave(n);
+  if (n) atomic_store(&n->entries[0]->told, true);
 }
 
 int spt_neighbours_lost(spt_neighbours *n, const spt_whereabouts **here_p) {
@@ -131,9 +135,11 @@ int spt_neighbours_lost(spt_neighbours *n, const spt_whereabouts **here_p) {
 int spt_neighbours_await(spt_neighbours *n, double seconds, const spt_whereabouts **here_p) {
   const struct timespec time = {(time_t)seconds, (long)((seconds - floor(seconds)) * 1e9)};
   if (!n) return nanosleep(&time, NULL), -1;
-  if (ppoll(n->ends, (nfds_t)n->size, &time, NULL) <= 0) return -1;
+  const int ended = ppoll(n->ends, (nfds_t)n->size, &time, NULL);
+  if (ended < 0 && errno != EINTR) nanosleep(&time, NULL);
+  if (ended <= 0) return -1;
   for (int i = 0; i < n->size; i++) {
-    if (n->ends[i].fd < 0 || !n->ends[i].revents) continue;
+    if (n->ends[i].fd < 0 || !(n->ends[i].revents & POLLIN)) continue;
     close(n->ends[i].fd);
     n->ends[i].fd = -1;
     entry *other = n->entries[i];
@@ -154,12 +160,11 @@ void spt_neighbours_tell(int rank, const spt_whereabouts *here) {
   spt_signal_text_line(&text);
 }
 
-void spt_neighbours_close(spt_comm *comm, spt_neighbours **neighbours_p, spt_whereabouts **here_p, spt_whereabouts *own) {
+void spt_neighbours_close(spt_neighbours **neighbours_p, spt_whereabouts **here_p, spt_whereabouts *own) {
   spt_neighbours *n = *neighbours_p;
   if (!n) return;
   spt_watchdog_at(own, (*here_p)->step, (spt_phase)(*here_p)->phase);
   *here_p = own;
-  comm->left = NULL;
   *neighbours_p = NULL;
   free_all(n);
 }

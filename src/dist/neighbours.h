@@ -11,8 +11,10 @@ typedef struct spt_neighbours spt_neighbours;
 /* Moves *here_p into the shared memory. *neighbours_p is NULL, and nothing is shared, for a rank alone on its node, and where ranks do not see
  * each other's processes (containers of their own) or MPI gives no shared memory. Collective; never fails. */
 void spt_neighbours_open(spt_comm *comm, spt_whereabouts **here_p, spt_neighbours **neighbours_p);
-/* This process ends by its own will: the others blame nobody for it. The communicator's abort says so too. Takes NULL. Async-signal-safe. */
+/* This process ends by its own will: the others blame nobody for it. Takes NULL. Async-signal-safe. */
 void spt_neighbours_leave(spt_neighbours *neighbours);
+/* The same, and it ends the whole job: nobody of the node is to be blamed. Takes NULL. Async-signal-safe. */
+void spt_neighbours_hush(spt_neighbours *neighbours);
 /* A rank of this node whose process is gone and has not taken leave, the first of the node; -1: none, or this or another rank has been told already. *here_p: where it was.
  * Takes NULL. Async-signal-safe. */
 int spt_neighbours_lost(spt_neighbours *neighbours, const spt_whereabouts **here_p);
@@ -21,6 +23,6 @@ int spt_neighbours_await(spt_neighbours *neighbours, double seconds, const spt_w
 /* The line that says that a rank has died, and where. Async-signal-safe. */
 void spt_neighbours_tell(int rank, const spt_whereabouts *here);
 /* Moves *here_p to `own`. Takes NULL. Collective. */
-void spt_neighbours_close(spt_comm *comm, spt_neighbours **neighbours_p, spt_whereabouts **here_p, spt_whereabouts *own);
+void spt_neighbours_close(spt_neighbours **neighbours_p, spt_whereabouts **here_p, spt_whereabouts *own);
 
 #endif

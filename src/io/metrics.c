@@ -152,7 +152,8 @@ static json_t *to_json(const spt_metric_record *record) {
   return line;
 }
 
-/* Keys that are not there read as 0; where a number is due, null, and whatever else is none, as NAN; unknown keys are left alone. All but the matrices. */
+/* Keys that are not there read as 0, unknown ones are left alone. What is no number, null too, reads as NAN where the field is real, as 0 where it
+ * counts. All but the matrices. */
 static bool from_json(const json_t *line, spt_metric_record *record) {
   memset(record, 0, sizeof *record);
   if (!json_is_integer(json_object_get(line, "step"))) return false;

@@ -28,15 +28,16 @@ struct spt_run_lock {
 /* ---- the holder ---- */
 
 typedef struct holder {
-  char host[128], job[64]; /* job "-": none */
+  char host[128], job[64]; /* job: "41@cluster", "41" of a nameless cluster, "-": none */
   long process;
 } holder;
 
 static holder this_process(void) {
   holder me = {.process = (long)getpid()};
   if (gethostname(me.host, sizeof me.host - 1) != 0 || me.host[0] == '\0') strcpy(me.host, "unknown");
-  const char *job = getenv("SLURM_JOB_ID");
-  snprintf(me.job, sizeof me.job, "%s", job && *job ? job : "-");
+  const char *job = getenv("SLURM_JOB_ID"), *cluster = getenv("SLURM_CLUSTER_NAME");
+  const bool named = job && *job && cluster && *cluster; // two clusters may share a file system, and have their own numbers
+  snprintf(me.job, sizeof me.job, "%s%s%s", job && *job ? job : "-", named ? "@" : "", named ? cluster : "");
   return me;
 }
 
@@ -108,14 +109,14 @@ static bool is_listed(const char *list, long long job) {
   return false;
 }
 
-/* Whether the job of an earlier holder has ended, by the list of those that have not (run_lock.h). Later jobs than this one may have come after the
+/* Whether this user's job of an earlier holder has ended, by the list of those on this cluster that have not (run_lock.h). Later jobs than this one may have come after the
  * list was made; other users' may be hidden from it. */
 static bool job_has_ended(const holder *before, const holder *me, int fd) {
   const char *list = getenv("SPECTRON_SLURM_JOBS");
   struct stat info;
   char *end, *own_end;
   const long long job = strtoll(before->job, &end, 10), own = strtoll(me->job, &own_end, 10);
-  if (!list || *end || *own_end || job <= 0 || job >= own) return false;
+  if (!list || (*end && *end != '@') || strcmp(end, own_end) != 0 || job <= 0 || job >= own) return false;
   return fstat(fd, &info) == 0 && info.st_uid == geteuid() && is_listed(list, own) && !is_listed(list, job);
 }
 

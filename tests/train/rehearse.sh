@@ -49,8 +49,9 @@ says() { grep -qE "$1" rehearse.log || { cat rehearse.log; fail "no '$1'"; }; }
 says '^rehearsed: hidden [0-9]+ for 256, .* for 4096, .* batch 4 for 32$'
 says 'as it will be: 4 ranks, 4 layers, 67 tensors, 28 pairs \(28 with their owner of then\)'
 says '^OK: killed after step [0-9]+ with a checkpoint of step [0-9]+; resumed with step [0-9]+, ended with step [0-9]+ and exit code 0;$'
+# killed two steps after a save was seen; another one may have ended meanwhile
 awk '/^OK: killed/ { gsub("[;,]", ""); killed = $5; saved = $11; resumed = $15; end = $19 }
-     END { exit !(saved > 0 && saved % 5 == 0 && killed >= saved + 2 && resumed == saved + 1 && end >= 20 && end >= saved + 5) }' rehearse.log ||
+     END { exit !(saved > 0 && saved % 5 == 0 && killed >= saved && resumed == saved + 1 && end >= 20 && end >= saved + 5) }' rehearse.log ||
     { cat rehearse.log; fail "the steps do not fit"; }
 [ "$(sed -n 's/^\(memory per rank *[0-9.]* MiB\).*/\1/p' dry.log)" = "$(sed -n 's/^\(memory per rank *[0-9.]* MiB\).*/\1/p' rehearse.log)" ] ||
     { cat dry.log rehearse.log; fail "memory per rank is not the dry run's"; }
@@ -71,7 +72,7 @@ note "self-guided: where guidance ends hangs on the steps; the resumed run is st
 "$spectron" rehearse --ranks 2 --flops-per-second-per-rank 1e12 --set guidance.method=self-guided job.toml >rehearse.log 2>&1 || { cat rehearse.log; fail "a self-guided job"; }
 says '^OK: killed after step [0-9]+ with a checkpoint of step [0-9]+; resumed with step [0-9]+, ended with step [0-9]+ and exit code 75;$'
 awk '/^OK: killed/ { gsub("[;,]", ""); killed = $5; saved = $11; resumed = $15; end = $19 }
-     END { exit !(saved > 0 && killed >= saved + 2 && resumed == saved + 1 && end >= 20 && end >= saved + 5) }' rehearse.log || { cat rehearse.log; fail "the steps do not fit"; }
+     END { exit !(saved > 0 && killed >= saved && resumed == saved + 1 && end >= 20 && end >= saved + 5) }' rehearse.log || { cat rehearse.log; fail "the steps do not fit"; }
 mpi 2 --set run.output=guided --set schedule.steps=2 --set batch.sequences=2 --set dist.audit_every=0 --set guidance.method=self-guided --set checkpoint.every=1 \
     --set guidance.fraction=1 job.toml >log 2>&1 || { cat log; fail train; }
 size=$(stat -c %s guided/checkpoints/step-00000001.h5)
