@@ -97,6 +97,7 @@ spectron_run() {
             spectron_say "stopped after saving everything; not requeued: submit it again to go on"
         fi
         ;;
+    126 | 127) spectron_say "failed with exit code $spectron_status: the launcher, the program or one of its libraries is not there" ;;
     *) spectron_say "failed with exit code $spectron_status (README, exit codes)" ;;
     esac
     exit $spectron_status

@@ -14,6 +14,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -26,6 +27,28 @@ static trainer the_trainer = {.here = &whereabouts}; // at file scope for the si
 static void request_stop(int signal_number) {
   (void)signal_number;
   stop_requested = 1;
+}
+
+/* A value of the launcher's environment: rank or size. SLURM_PROCID alone also stands in a batch script, above any
+ * launcher. */
+static const char *launcher_value(const char *const names[3]) {
+  for (int i = 0; i < 3; i++)
+    if (names[i] && getenv(names[i])) return getenv(names[i]);
+  return NULL;
+}
+static const char *const rank_names[3] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"};
+static const char *const size_names[3] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", NULL};
+
+/* As the environment was at the start: MPI adds to it, also where there is no launcher. */
+static struct {
+  bool above;
+  int rank; /* -1: not known */
+} launcher;
+
+static void look_for_launcher(void) {
+  const char *rank = launcher_value(rank_names);
+  launcher.above = rank || getenv("SLURM_STEP_ID");
+  launcher.rank = rank ? atoi(rank) : -1;
 }
 
 /* The next start, perhaps on another node, shall not find the folder locked by this one. Async-signal-safe. */
@@ -53,7 +76,7 @@ static void leave_at_once(int signal_number) {
   const int lost = spt_neighbours_lost(the_trainer.neighbours, &other);
   if (lost >= 0) spt_neighbours_tell(lost, other);
   spt_signal_text_word(&text, "spectron-dist: rank ");
-  spt_signal_text_number(&text, the_trainer.comm ? the_trainer.comm->rank : -1);
+  spt_signal_text_number(&text, the_trainer.comm ? the_trainer.comm->rank : launcher.rank);
   spt_signal_text_word(&text, ": ended by signal ");
   spt_signal_text_number(&text, signal_number);
   spt_watchdog_place(the_trainer.here, &text);
@@ -63,20 +86,6 @@ static void leave_at_once(int signal_number) {
   abandon_folder(NULL); // last: its file system may hang
   signal(signal_number, SIG_DFL);
   raise(signal_number);
-}
-
-/* A value of the launcher's environment: rank or size. SLURM_PROCID alone also stands in a batch script, above any
- * launcher. */
-static const char *launcher_value(const char *const names[3]) {
-  for (int i = 0; i < 3; i++)
-    if (names[i] && getenv(names[i])) return getenv(names[i]);
-  return NULL;
-}
-static const char *const rank_names[3] = {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"};
-static const char *const size_names[3] = {"OMPI_COMM_WORLD_SIZE", "PMI_SIZE", NULL};
-
-static bool under_launcher(void) {
-  return launcher_value(rank_names) || getenv("SLURM_STEP_ID");
 }
 
 /* libgomp's waiting threads spin for milliseconds, which on a shared machine costs a hundred times the work. Its
@@ -102,7 +111,7 @@ static void install_signal_handlers(void) {
   sigaction(SIGUSR1, &action, NULL);
   signal(SIGXFSZ, SIG_IGN); // a file too large is an error of the write, reported like a full disk
   signal(SIGPIPE, SIG_IGN); // nobody reads the progress any more: no reason to lose a run
-  if (under_launcher()) action = (struct sigaction){.sa_handler = leave_at_once, .sa_flags = SA_RESETHAND | SA_NODEFER};
+  if (launcher.above) action = (struct sigaction){.sa_handler = leave_at_once, .sa_flags = SA_RESETHAND | SA_NODEFER};
   sigaction(SIGTERM, &action, NULL);
   sigaction(SIGINT, &action, NULL);
   sigaction(SIGHUP, &action, NULL);
@@ -505,7 +514,9 @@ static spt_status run_alone(trainer *t) {
 }
 
 int main(int argc, char **argv) {
+  prctl(PR_SET_NAME, "spectron-dist"); // exec has called it exe
   hold_stop(SIG_BLOCK);
+  look_for_launcher();
   shorten_openmp_spin(argv);
   spt_status status = trainer_options_parse(argc, argv, &the_trainer.options);
   install_signal_handlers(); // before MPI_Init
@@ -524,7 +535,7 @@ int main(int argc, char **argv) {
   if (the_trainer.comm->rank == 0) report(status);
   spt_watchdog_at(the_trainer.here, the_trainer.step, SPT_PHASE_END);
   spt_neighbours_leave(the_trainer.neighbours);
-  if (under_launcher()) { // all are leaving: that it hurries up the last ones is nothing to tell
+  if (launcher.above) { // all are leaving: that it hurries up the last ones is nothing to tell
     signal(SIGTERM, SIG_DFL);
     signal(SIGINT, SIG_DFL);
     signal(SIGHUP, SIG_DFL);

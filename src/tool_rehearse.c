@@ -280,9 +280,10 @@ static spt_status rehearse(const options *o, const spt_config *full, job_cost *c
   SPT_TRY(print_shrunk(full, cost, &small, &small_bytes));
   SPT_TRY(rehearsal_run(&r));
   printf("OK: killed after step %lld with a checkpoint of step %lld; resumed with step %lld, ended with step %lld and "
-         "exit code %d;\n    each step once in metrics.jsonl, %lld made twice with the same loss; last checkpoint intact; "
+         "exit code %d%s;\n    each step once in metrics.jsonl, %lld made twice with the same loss; last checkpoint intact; "
          "%.3g s a step, %.0f s in all\n",
          (long long)r.killed_after, (long long)r.saved, (long long)r.saved + 1, (long long)r.end, r.end_code,
+         r.guided ? ", asked to stop" : "",
          (long long)r.repeated, r.seconds_per_step, spt_tool_seconds() - began);
   return print_full_size(o, full, cost, (double)(cost->checkpoint_bytes + r.checkpoint_bytes - small_bytes));
 }

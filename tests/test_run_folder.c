@@ -178,6 +178,11 @@ static void ended_job(void **unused) {
   assert_non_null(strstr(text, "slurm_job 42@there "));
   free(text);
   spt_run_folder_close(&folder);
+  assert_int_equal(setenv("SLURM_CLUSTER_NAME", "of two\twords", 1), 0);
+  assert_ok(spt_run_folder_open(output, true, &folder));
+  assert_ok(spt_run_folder_check(folder));
+  spt_run_folder_close(&folder);
+  assert_false(exists("lock"));
   unsetenv("SLURM_CLUSTER_NAME");
   unsetenv("SLURM_JOB_ID");
   unsetenv("SPECTRON_SLURM_JOBS");

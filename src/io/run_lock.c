@@ -2,6 +2,7 @@
 
 #include "durable_file.h"
 
+#include <ctype.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
@@ -32,12 +33,20 @@ typedef struct holder {
   long process;
 } holder;
 
+/* One word: the file is read word by word. */
+static void join_words(char *text) {
+  for (; *text; text++)
+    if (isspace((unsigned char)*text)) *text = '_';
+}
+
 static holder this_process(void) {
   holder me = {.process = (long)getpid()};
   if (gethostname(me.host, sizeof me.host - 1) != 0 || me.host[0] == '\0') strcpy(me.host, "unknown");
   const char *job = getenv("SLURM_JOB_ID"), *cluster = getenv("SLURM_CLUSTER_NAME");
   const bool named = job && *job && cluster && *cluster; // two clusters may share a file system, and have their own numbers
   snprintf(me.job, sizeof me.job, "%s%s%s", job && *job ? job : "-", named ? "@" : "", named ? cluster : "");
+  join_words(me.host);
+  join_words(me.job);
   return me;
 }
 

@@ -70,7 +70,7 @@ awk -v size="$size" -v predicted="$predicted" 'BEGIN { d = size / 1048576 - pred
 
 note "self-guided: where guidance ends hangs on the steps; the resumed run is stopped by USR1"
 "$spectron" rehearse --ranks 2 --flops-per-second-per-rank 1e12 --set guidance.method=self-guided job.toml >rehearse.log 2>&1 || { cat rehearse.log; fail "a self-guided job"; }
-says '^OK: killed after step [0-9]+ with a checkpoint of step [0-9]+; resumed with step [0-9]+, ended with step [0-9]+ and exit code 75;$'
+says '^OK: killed after step [0-9]+ with a checkpoint of step [0-9]+; resumed with step [0-9]+, ended with step [0-9]+ and exit code 75, asked to stop;$'
 awk '/^OK: killed/ { gsub("[;,]", ""); killed = $5; saved = $11; resumed = $15; end = $19 }
      END { exit !(saved > 0 && killed >= saved && resumed == saved + 1 && end >= 20 && end >= saved + 5) }' rehearse.log || { cat rehearse.log; fail "the steps do not fit"; }
 mpi 2 --set run.output=guided --set schedule.steps=2 --set batch.sequences=2 --set dist.audit_every=0 --set guidance.method=self-guided --set checkpoint.every=1 \

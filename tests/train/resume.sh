@@ -89,3 +89,10 @@ ls run-long/checkpoints/step-*.h5 >/dev/null || fail "nothing was saved"
 note "TERM without a launcher saves too"
 "$trainer" --threads 1 --set run.output=run-alone --set checkpoint.every=0 --set schedule.steps=4000 job.toml >log 2>&1 &
 stop_after run-alone 1 TERM $!
+
+note "and so do many, to its very end"
+"$trainer" --threads 1 --resume --set run.output=run-alone --set checkpoint.every=0 --set schedule.steps=400000 job.toml >log 2>&1 &
+wait_records run-alone $(($(wc -l <run-alone/metrics.jsonl) + 3))
+while kill -TERM $! 2>/dev/null; do sleep 0.005; done
+status=0; wait $! || status=$?
+[ $status = 75 ] && [ ! -e run-alone/lock ] || { cat log; fail "many TERM gave exit $status, or a lock is left"; }
