@@ -15,10 +15,12 @@ void spt_neighbours_open(spt_comm *comm, spt_whereabouts **here_p, spt_neighbour
 void spt_neighbours_leave(spt_neighbours *neighbours);
 /* The same, and it ends the whole job: nobody of the node is to be blamed. Takes NULL. Async-signal-safe. */
 void spt_neighbours_hush(spt_neighbours *neighbours);
-/* A rank of this node whose process is gone and has not taken leave, the first of the node; -1: none, or this or another rank has been told already. *here_p: where it was.
+/* A rank of this node whose process is gone and has not taken leave, the first of the node; -1: none, or this or another rank has
+ * been told already. *here_p: where it was.
  * Takes NULL. Async-signal-safe. */
 int spt_neighbours_lost(spt_neighbours *neighbours, const spt_whereabouts **here_p);
-/* Sleeps for `seconds`, or until a process of this node ends that has not taken leave: its rank, *here_p and -1 as above. Linux 5.3; before, and with NULL, it only sleeps. Local. */
+/* Sleeps for `seconds`, or until a process of this node ends that has not taken leave: its rank, *here_p and -1 as above.
+ * Linux 5.3; before, and with NULL, it only sleeps. Local. */
 int spt_neighbours_await(spt_neighbours *neighbours, double seconds, const spt_whereabouts **here_p);
 /* The line that says that a rank has died, and where. Async-signal-safe. */
 void spt_neighbours_tell(int rank, const spt_whereabouts *here);

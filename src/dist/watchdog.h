@@ -80,7 +80,8 @@ double spt_watchdog_allowances(const spt_watchdog_limits *limits, int32_t allowe
 
 struct spt_neighbours;
 
-/* Starts the thread, which also tells of a neighbour that dies (neighbours.h). `here` and `neighbours`, which may be NULL, must outlive it. *watchdog_p is NULL, and nothing runs, with one rank, without
+/* Starts the thread, which also tells of a neighbour that dies (neighbours.h). `here` and `neighbours`, which may be NULL, must outlive
+ * it. *watchdog_p is NULL, and nothing runs, with one rank, without
  * MPI_THREAD_MULTIPLE, or with timeout 0. SPT_ERR_RESOURCE: no thread. Collective. */
 spt_status spt_watchdog_open(spt_comm *comm, spt_whereabouts *here, const spt_watchdog_limits *limits, struct spt_neighbours *neighbours,
                              spt_watchdog **watchdog_p);

@@ -118,8 +118,8 @@ static bool is_listed(const char *list, long long job) {
   return false;
 }
 
-/* Whether this user's job of an earlier holder has ended, by the list of those on this cluster that have not (run_lock.h). Later jobs than this one may have come after the
- * list was made; other users' may be hidden from it. */
+/* Whether this user's job of an earlier holder has ended, by the list of those on this cluster that have not
+ * (run_lock.h). Later jobs than this one may have come after the list was made; other users' may be hidden from it. */
 static bool job_has_ended(const holder *before, const holder *me, int fd) {
   const char *list = getenv("SPECTRON_SLURM_JOBS");
   struct stat info;
