@@ -57,9 +57,9 @@ resumed_where_saved() { # NAME: of the log's saves, the last before each resume 
          /^resumed at step / { n++; if ($4 + 0 != at) { print "saved at " at ", resumed at " $4; exit 1 } }
          END { exit n < 1 }' "$1.log" || { cat "$1.log"; fail "$1 did not resume at the saved step"; }
 }
-as_whole() { # NAME: the parameters and state of the undisturbed run
-    "$compare" "run-whole/$last" "run-$1/$last" 0 || fail "$1 ended differently from an undisturbed run"
-    same_losses run-whole "run-$1" 0
+as_whole() { # NAME [UNDISTURBED]: the parameters and state of the undisturbed run
+    "$compare" "run-${2:-whole}/$last" "run-$1/$last" 0 || fail "$1 ended differently from an undisturbed run"
+    same_losses "run-${2:-whole}" "run-$1" 0
 }
 last=$(printf 'checkpoints/step-%08d.h5' $steps)
 
@@ -211,11 +211,14 @@ job=$(TRAINER=$work/nothing sbatch --parsable --nodes=1 --ntasks-per-node=1 --cp
 ends "$job" FAILED 2 none
 grep -q 'nothing: no program' none.log || { cat none.log; fail "a missing program"; }
 
-step "the end of the run that meets its time limit"
+step "the end of the run that meets its time limit, and meanwhile one of as many steps undisturbed"
 steps=$limit_steps
+mpi 1 --set run.output=run-unlimited --set schedule.steps="$steps" --set checkpoint.every=0 --set validation.every=0 job.toml >log 2>&1 || { cat log; fail "the undisturbed run"; }
 ends "$limit" COMPLETED 0 limit
 starts=$(grep -c ': start [0-9]* on ' limit.log)
 [ "$starts" -ge 2 ] || { cat limit.log; fail "the time limit was not felt"; }
 went_on limit "$starts"
 resumed_where_saved limit
+last=$(printf 'checkpoints/step-%08d.h5' "$steps")
+as_whole limit unlimited
 step "limit: $starts starts"
